@@ -89,4 +89,3 @@ type HostLoad struct {
 	CPUs          int    `json:"cpus"`            // logical processors
 	VCPUsRunning  int    `json:"vcpus_running"`   // virtual processors of running VMs
 }
-
