@@ -1,0 +1,291 @@
+package ledger
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/haven-ha/haven"
+)
+
+// Limits of the ledger. Everything that grows with time is trimmed; everything
+// that grows with the cluster is refused beyond these.
+const (
+	MaxHosts           = 1024
+	MaxVMs             = 65536
+	MaxDefinitionBytes = 1 << 20 // of one uncompressed definition
+	MaxClosedIncidents = 200
+	MaxTimeline        = 128 // entries of one incident; the middle is dropped
+	MaxFences          = 512
+	MaxAttempts        = 16 // of one VM
+	MaxPastBoots       = 32 // of one host
+	MaxEvidence        = 48 // of one entry
+)
+
+// State is the replicated state. It changes only through Apply, which is a
+// pure function of the state and the command.
+type State struct {
+	Cluster    string `json:"cluster"`
+	Generation uint64 `json:"generation"`
+	// Disarm is set while an operator has switched recovery off.
+	Disarm    *Disarm                        `json:"disarm,omitempty"`
+	Hosts     map[haven.HostID]*Host         `json:"hosts"`
+	VMs       map[haven.VMID]*VM             `json:"vms"`
+	Incidents map[haven.IncidentID]*Incident `json:"incidents"`
+	// Fences is the history of power-downs, oldest first. The cap counts it.
+	Fences []Fence `json:"fences,omitempty"`
+}
+
+// Disarm says who switched recovery off, when and why.
+type Disarm struct {
+	By     string    `json:"by"`
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// Host is what the ledger knows of one host.
+type Host struct {
+	ID          haven.HostID      `json:"id"`
+	Role        haven.Role        `json:"role"`
+	Address     string            `json:"address"`
+	Boot        haven.BootID      `json:"boot"`
+	State       haven.StateID     `json:"state"`
+	Incarnation haven.Incarnation `json:"incarnation"`
+	// Generation is the one in which the host registered last.
+	Generation   uint64    `json:"generation"`
+	RegisteredAt time.Time `json:"registered_at"`
+	// Incident is the open incident of this host, if any.
+	Incident haven.IncidentID `json:"incident,omitempty"`
+	// Proof says that a boot of this host is over. It counts while Proof.Boot
+	// is Boot: a new boot ends it.
+	Proof *haven.Proof `json:"proof,omitempty"`
+	// PastBoots are the latest boots that are over, oldest first. None of them
+	// may register again: a late copy of an old registration must not end the
+	// present boot.
+	PastBoots []haven.BootID `json:"past_boots,omitempty"`
+	// Released is the name of the operator who, after a change of generation,
+	// said that this host need not be waited for.
+	Released string `json:"released,omitempty"`
+	// Power is what was learnt about the host's BMC.
+	Power PowerTrust `json:"power,omitzero"`
+}
+
+// ProvedDead says whether the boot that the ledger knows of is proved over.
+func (h *Host) ProvedDead() bool { return h.Proof != nil && h.Proof.Boot == h.Boot }
+
+// PowerTrust is what the ledger remembers about a host's BMC across masters.
+type PowerTrust struct {
+	// GUID is the BMC's system GUID, as read while the host was alive.
+	GUID string `json:"guid,omitempty"`
+	// Distrust says why the BMC's word is not a proof, until an operator
+	// clears it. Empty means that it is trusted on the usual conditions.
+	Distrust string `json:"distrust,omitempty"`
+}
+
+// Desired is what a VM's user wants of it.
+type Desired string
+
+// The desired states.
+const (
+	DesiredRunning Desired = "running"
+	DesiredStopped Desired = "stopped"
+)
+
+// Phase says who may run a VM.
+type Phase string
+
+// The phases of a VM.
+const (
+	PhaseOwned   Phase = "owned"   // the owner runs it, or its user stopped it there
+	PhaseFreed   Phase = "freed"   // nobody may run it; it wants a start
+	PhaseOrdered Phase = "ordered" // the owner was told to start it
+)
+
+// VM is what the ledger knows of one protected VM.
+type VM struct {
+	ID         haven.VMID `json:"id"`
+	Name       string     `json:"name"`
+	MemoryMiB  uint64     `json:"memory_mib"`
+	VCPUs      int        `json:"vcpus"`
+	Definition Definition `json:"definition"`
+	Desired    Desired    `json:"desired"`
+	Phase      Phase      `json:"phase"`
+	// Owner is the one host, in one boot, that may run the VM. In PhaseFreed it
+	// is the last one.
+	Owner     haven.HostID `json:"owner"`
+	OwnerBoot haven.BootID `json:"owner_boot"`
+	// Epoch grows with each change of owner and each start.
+	Epoch haven.Epoch `json:"epoch"`
+	// Freed says why nobody may run the VM, in PhaseFreed.
+	Freed *Freed `json:"freed,omitempty"`
+	// Order is the latest order, in PhaseOrdered the one that is out.
+	Order    *OrderRecord `json:"order,omitempty"`
+	Attempts []Attempt    `json:"attempts,omitempty"`
+	Hold     haven.Hold   `json:"hold,omitzero"`
+	// Migrating is set while the VM was last seen in migration. Such a VM is
+	// started by nobody until both ends are known.
+	Migrating bool `json:"migrating,omitempty"`
+	// Incident is the one whose proof freed the VM, until it runs again.
+	Incident haven.IncidentID `json:"incident,omitempty"`
+}
+
+// FreedBy says what allows a new start.
+type FreedBy string
+
+// The ways in which a VM loses its owner.
+const (
+	FreedByProof   FreedBy = "owner-proved-dead"
+	FreedByReboot  FreedBy = "owner-rebooted"
+	FreedByGone    FreedBy = "owner-says-gone"
+	FreedByRefusal FreedBy = "order-refused"
+	FreedByFailure FreedBy = "start-failed"
+)
+
+// Freed says why, by what word and when a VM lost its owner.
+type Freed struct {
+	By     FreedBy      `json:"by"`
+	Host   haven.HostID `json:"host"`
+	Boot   haven.BootID `json:"boot"`
+	At     time.Time    `json:"at"`
+	Detail string       `json:"detail,omitempty"`
+}
+
+// OrderRecord is an order with what became of it.
+type OrderRecord struct {
+	haven.Order
+	CommittedAt time.Time         `json:"committed_at"`
+	Status      haven.OrderStatus `json:"status"`
+	ReportedAt  time.Time         `json:"reported_at,omitzero"`
+	Detail      string            `json:"detail,omitempty"`
+	// Absent lists who said, before the commit, that it does not have the VM.
+	Absent []Absence `json:"absent,omitempty"`
+}
+
+// Absence is one host's word that it does not have a VM.
+type Absence struct {
+	Host haven.HostID `json:"host"`
+	Boot haven.BootID `json:"boot"`
+	Via  string       `json:"via"` // "inventory" or "beat"
+}
+
+// Attempt is a start that did not succeed.
+type Attempt struct {
+	Epoch  haven.Epoch       `json:"epoch"`
+	Host   haven.HostID      `json:"host"`
+	Status haven.OrderStatus `json:"status"`
+	At     time.Time         `json:"at"`
+	Detail string            `json:"detail,omitempty"`
+	Locked bool              `json:"locked,omitempty"`
+}
+
+// Incident is the durable record of one host's trouble.
+type Incident struct {
+	ID       haven.IncidentID `json:"id"`
+	Host     haven.HostID     `json:"host"`
+	Boot     haven.BootID     `json:"boot"`
+	Step     haven.Step       `json:"step"`
+	Verdict  haven.Verdict    `json:"verdict"`
+	Hold     haven.Hold       `json:"hold,omitzero"`
+	OpenedAt time.Time        `json:"opened_at"`
+	ClosedAt time.Time        `json:"closed_at,omitzero"`
+	Outcome  string           `json:"outcome,omitempty"`
+	Proof    *haven.Proof     `json:"proof,omitempty"`
+	// Attempts are the power commands that were decided for this incident.
+	Attempts []FenceAttempt `json:"attempts,omitempty"`
+	VMs      []haven.VMID   `json:"vms,omitempty"` // that the proof freed
+	Timeline []Entry        `json:"timeline"`
+}
+
+// Open says whether the incident is not closed yet.
+func (i *Incident) Open() bool { return i.Step != haven.StepClosed }
+
+// Pending returns the fence attempt that has begun and not ended, if any.
+func (i *Incident) Pending() (FenceAttempt, bool) {
+	if n := len(i.Attempts); n > 0 && i.Attempts[n-1].EndedAt.IsZero() {
+		return i.Attempts[n-1], true
+	}
+	return FenceAttempt{}, false
+}
+
+// FenceAttempt is one decided power command, recorded before it is sent.
+type FenceAttempt struct {
+	N       int               `json:"n"` // from 1
+	Action  haven.FenceAction `json:"action"`
+	Term    haven.Term        `json:"term"`
+	By      haven.HostID      `json:"by"`
+	BegunAt time.Time         `json:"begun_at"`
+	EndedAt time.Time         `json:"ended_at,omitzero"`
+	Proved  bool              `json:"proved,omitempty"`
+	Detail  string            `json:"detail,omitempty"`
+}
+
+// Fence is one power-down in the history that the cap counts.
+type Fence struct {
+	Incident haven.IncidentID `json:"incident"`
+	Host     haven.HostID     `json:"host"`
+	N        int              `json:"n"`
+	At       time.Time        `json:"at"`
+}
+
+// Entry is one line of an incident's time line (P9).
+type Entry struct {
+	At       time.Time        `json:"at"`
+	Term     haven.Term       `json:"term"`
+	By       haven.HostID     `json:"by"`
+	Step     haven.Step       `json:"step"`
+	What     string           `json:"what"`
+	Evidence []haven.Evidence `json:"evidence,omitempty"`
+}
+
+// New returns the ledger of a cluster that has just been founded.
+func New(cluster string) *State {
+	return &State{
+		Cluster:   cluster,
+		Hosts:     map[haven.HostID]*Host{},
+		VMs:       map[haven.VMID]*VM{},
+		Incidents: map[haven.IncidentID]*Incident{},
+	}
+}
+
+// HostIDs returns the registered hosts in order.
+func (s *State) HostIDs() []haven.HostID { return slices.Sorted(maps.Keys(s.Hosts)) }
+
+// VMIDs returns the protected VMs in order.
+func (s *State) VMIDs() []haven.VMID { return slices.Sorted(maps.Keys(s.VMs)) }
+
+// OpenIncidents returns the incidents that are not closed, in order of their ids.
+func (s *State) OpenIncidents() []*Incident {
+	var open []*Incident
+	for _, id := range slices.Sorted(maps.Keys(s.Incidents)) {
+		if in := s.Incidents[id]; in.Open() {
+			open = append(open, in)
+		}
+	}
+	return open
+}
+
+// MayHave returns the hosts whose word is needed before a VM is started: every
+// registered hypervisor whose boot is not proved dead (P1).
+func (s *State) MayHave() []haven.HostID {
+	var ids []haven.HostID
+	for _, id := range s.HostIDs() {
+		if h := s.Hosts[id]; h.Role != haven.RoleWitness && !h.ProvedDead() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// AwaitedHosts returns the hosts that have not been heard of since the
+// generation was raised, nor are proved dead, nor released by name. While
+// there is one, nothing is started.
+func (s *State) AwaitedHosts() []haven.HostID {
+	var ids []haven.HostID
+	for _, id := range s.HostIDs() {
+		h := s.Hosts[id]
+		if h.Generation != s.Generation && !h.ProvedDead() && h.Released == "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
