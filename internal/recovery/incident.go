@@ -1,0 +1,307 @@
+package recovery
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/ledger"
+)
+
+// host takes one host's trouble a step further.
+func (m *Machine) host(s *ledger.State, h *ledger.Host) {
+	view, judged := m.in.Hosts[h.ID]
+	if view.Verdict != haven.VerdictHealthy {
+		delete(m.healthy, h.ID)
+	} else if m.healthy[h.ID].IsZero() {
+		m.healthy[h.ID] = m.now
+	}
+	in := s.Incidents[h.Incident]
+	if in == nil {
+		if judged && !h.ProvedDead() {
+			m.openIncident(s, h, view)
+		}
+		return
+	}
+	switch in.Step {
+	case haven.StepSuspected, haven.StepConfirmed, haven.StepFencing:
+		if judged {
+			m.pursue(s, h, in, view)
+		}
+	case haven.StepProved, haven.StepPlacing, haven.StepRestarting:
+		m.settle(s, in)
+	case haven.StepClosed:
+	}
+}
+
+// openIncident begins an incident when the verdict deserves one.
+func (m *Machine) openIncident(s *ledger.State, h *ledger.Host, view HostView) {
+	switch view.Verdict {
+	case haven.VerdictHealthy, haven.VerdictUnknown, haven.VerdictStopped, haven.VerdictShutdown:
+		return
+	case haven.VerdictDead, haven.VerdictFailed:
+	default:
+		if view.SuspectedFor < m.cfg.ReportAfter {
+			m.wake(m.cfg.ReportAfter - view.SuspectedFor)
+			return
+		}
+	}
+	id := m.incidentID(s, h)
+	m.propose(ledger.OpenIncident{
+		ID: id, Host: h.ID, Boot: h.Boot, Verdict: view.Verdict,
+		Entry: m.entry(view.Evidence, "%s after %s of suspicion: %s", view.Verdict, round(view.SuspectedFor), view.Explanation),
+	})
+	m.notice(Notice{Kind: "incident-opened", Alarm: true, Host: h.ID, Incident: id, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
+	m.judge(h, &ledger.Incident{ID: id, Host: h.ID, Boot: h.Boot, Step: haven.StepSuspected, Verdict: view.Verdict}, view)
+}
+
+// incidentID makes a name that is short enough to be typed: day, time, host.
+func (m *Machine) incidentID(s *ledger.State, h *ledger.Host) haven.IncidentID {
+	base := haven.IncidentID(fmt.Sprintf("%s-%s", m.now.UTC().Format("0102-150405"), h.ID))
+	id := base
+	for n := 2; s.Incidents[id] != nil; n++ {
+		id = haven.IncidentID(fmt.Sprintf("%s-%d", base, n))
+	}
+	return id
+}
+
+// pursue takes an incident without proof further.
+func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
+	if attempt, pending := in.Pending(); pending {
+		if view.Verdict == haven.VerdictDead {
+			m.prove(h, in, view)
+		}
+		// An attempt that this master did not begin was its predecessor's. Fencing
+		// reads the power state first, so that beginning again repeats nothing.
+		m.begin(Fence{Incident: in.ID, N: attempt.N, Host: in.Host, Boot: in.Boot})
+		return
+	}
+	if view.Verdict == haven.VerdictHealthy {
+		m.returned(h, in)
+		return
+	}
+	if view.Verdict != in.Verdict {
+		m.propose(ledger.NoteIncident{
+			ID: in.ID, Verdict: view.Verdict, Step: m.backTo(in, view),
+			Entry: m.entry(view.Evidence, "now %s: %s", view.Verdict, view.Explanation),
+		})
+		m.notice(Notice{Kind: "verdict-changed", Host: h.ID, Incident: in.ID, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
+	}
+	m.judge(h, in, view)
+	if view.Verdict == haven.VerdictFailed && in.Step != haven.StepSuspected {
+		m.fence(s, h, in, view)
+	}
+}
+
+// backTo says whether a change of verdict takes an incident back: a host that
+// shows life before anything was done to it is only suspected.
+func (m *Machine) backTo(in *ledger.Incident, view HostView) haven.Step {
+	if in.Step == haven.StepConfirmed && !view.Verdict.Actionable() {
+		return haven.StepSuspected
+	}
+	return ""
+}
+
+// judge confirms an incident whose verdict is actionable, or says what holds it.
+func (m *Machine) judge(h *ledger.Host, in *ledger.Incident, view HostView) {
+	switch view.Verdict {
+	case haven.VerdictDead:
+		m.prove(h, in, view)
+	case haven.VerdictFailed:
+		if in.Step == haven.StepSuspected {
+			m.propose(ledger.NoteIncident{
+				ID: in.ID, Step: haven.StepConfirmed, Verdict: view.Verdict,
+				Entry: m.entry(view.Evidence, "confirmed: %s", view.Explanation),
+			})
+			m.wake(time.Millisecond)
+		}
+	default:
+		m.hold(in, view.Hold)
+	}
+}
+
+// prove records that the BMC's readings prove the host off.
+func (m *Machine) prove(h *ledger.Host, in *ledger.Incident, view HostView) {
+	if in.Step == haven.StepSuspected {
+		m.propose(ledger.NoteIncident{ID: in.ID, Step: haven.StepConfirmed, Verdict: view.Verdict})
+	}
+	m.propose(ledger.ProveDead{
+		ID: in.ID,
+		Proof: haven.Proof{
+			Kind: haven.ProofPowerOff, Host: h.ID, Boot: h.Boot, By: string(m.in.Self), At: m.now,
+			Detail: view.Explanation, Evidence: view.Evidence,
+		},
+		Entry: m.entry(view.Evidence, "proved dead: %s", view.Explanation),
+	})
+	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: h.ID, Incident: in.ID, Text: view.Explanation})
+	m.wake(time.Millisecond)
+}
+
+// returned ends the incident of a host that has been healthy for long enough.
+func (m *Machine) returned(h *ledger.Host, in *ledger.Incident) {
+	if left := m.cfg.ReturnAfter - m.now.Sub(m.healthy[h.ID]); left > 0 {
+		m.wake(left)
+		return
+	}
+	outcome := "host is healthy again"
+	if len(in.Attempts) > 0 {
+		outcome = "host is healthy again; fencing was given up"
+	}
+	m.propose(ledger.CloseIncident{ID: in.ID, Outcome: outcome, Entry: m.entry(nil, "closed: %s", outcome)})
+	m.notice(Notice{Kind: "incident-closed", Host: h.ID, Incident: in.ID, Text: outcome})
+}
+
+// hold records why an incident does not go on, once for each reason.
+func (m *Machine) hold(in *ledger.Incident, hold haven.Hold) {
+	if in.Hold.Reason == hold.Reason {
+		return
+	}
+	if hold.Reason != "" {
+		hold.Since = m.now
+	}
+	note := ledger.NoteIncident{ID: in.ID, Hold: &hold}
+	if hold.Reason != "" {
+		note.Entry = m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)
+		m.notice(Notice{Kind: "held", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Reason + ": " + hold.Detail})
+	}
+	m.propose(note)
+}
+
+// fence decides a power-off, unless something forbids it.
+func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
+	if hold := m.brake(s, h, in, view); hold.Reason != "" {
+		m.hold(in, hold)
+		return
+	}
+	if r, ok := m.blocked[in.ID]; ok && m.now.Before(r.after) {
+		m.wake(r.after.Sub(m.now))
+		return
+	}
+	m.propose(ledger.BeginFence{ID: in.ID, Attempt: ledger.FenceAttempt{
+		N: len(in.Attempts) + 1, Action: haven.ActionOff, Term: m.in.Term, By: m.in.Self, BegunAt: m.now,
+	}})
+	m.notice(Notice{Kind: "fencing", Alarm: true, Host: h.ID, Incident: in.ID, Text: "power-off decided: " + view.Explanation})
+	m.wake(time.Millisecond)
+}
+
+// brake returns what forbids a power command about this host now (P6).
+func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) haven.Hold {
+	if s.Disarm != nil {
+		return haven.Hold{Reason: haven.HoldDisarmed, Detail: fmt.Sprintf("%s disarmed recovery; 'haven arm' ends it", s.Disarm.By)}
+	}
+	if len(m.in.Brakes) > 0 {
+		return m.in.Brakes[0]
+	}
+	if view.Hold.Reason != "" {
+		return view.Hold
+	}
+	action := m.cfg.Action
+	if a, ok := m.cfg.Actions[h.ID]; ok {
+		action = a
+	}
+	if action == haven.ActionNone {
+		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is none for this host; if it is off, say so: haven fence confirm %s", h.ID)}
+	}
+	if !m.cfg.Devices[h.ID] {
+		return haven.Hold{Reason: haven.HoldNoDevice, Detail: fmt.Sprintf("no fence device is configured; if it is off, say so: haven fence confirm %s", h.ID)}
+	}
+	return m.capped(s, in)
+}
+
+// capped counts the power-downs of other incidents in the window. Stamps from
+// the future, of a master whose clock was ahead, count too.
+func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
+	var counted []haven.IncidentID
+	for _, f := range s.Fences {
+		if m.now.Sub(f.At) >= m.cfg.CapWindow {
+			continue
+		}
+		if f.Incident == in.ID {
+			return haven.Hold{} // counted already; going on is not another power-down
+		}
+		if !slices.Contains(counted, f.Incident) {
+			counted = append(counted, f.Incident)
+		}
+	}
+	if len(counted) < m.cfg.CapCount {
+		return haven.Hold{}
+	}
+	return haven.Hold{Reason: haven.HoldCap, Detail: fmt.Sprintf(
+		"%d power-downs in %s, %d are allowed; it goes on by itself later, or if it is off, say so: haven fence confirm %s",
+		len(counted), m.cfg.CapWindow, m.cfg.CapCount, in.Host)}
+}
+
+// fenced takes in the end of a fence attempt.
+func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
+	in := s.Incidents[act.Incident]
+	if in == nil || !in.Open() {
+		return
+	}
+	detail := d.Detail
+	if d.Err != nil {
+		detail = d.Err.Error()
+	}
+	proved := d.Proof != nil && d.Proof.Boot == in.Boot && d.Proof.Host == in.Host
+	m.propose(ledger.EndFence{ID: in.ID, N: act.N, Proved: proved, Detail: detail, At: m.now})
+	if proved {
+		m.propose(ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)})
+		m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: in.Host, Incident: in.ID, Text: d.Proof.Detail})
+		m.wake(time.Millisecond)
+		return
+	}
+	r := m.blocked[in.ID]
+	r.n++
+	r.after = m.now.Add(fencePause(r.n))
+	m.blocked[in.ID] = r
+	hold := haven.Hold{Reason: haven.HoldFenceBlocked, Since: m.now, Detail: fmt.Sprintf(
+		"%s; next attempt in %s; if it is off, say so: haven fence confirm %s", detail, fencePause(r.n), in.Host)}
+	m.propose(ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)})
+	m.notice(Notice{Kind: "fence-blocked", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Detail})
+}
+
+// fencePause grows from 10 s to 5 minutes: long enough for a BMC that restarts,
+// short enough for an operator who is watching.
+func fencePause(n int) time.Duration {
+	return min(5*time.Minute, 10*time.Second<<min(n-1, 5))
+}
+
+// settle follows the VMs of a proved incident until each runs again.
+func (m *Machine) settle(s *ledger.State, in *ledger.Incident) {
+	if _, pending := in.Pending(); pending {
+		if _, flies := m.flying[Fence{Host: in.Host}.Key()]; !flies {
+			m.propose(ledger.EndFence{ID: in.ID, N: len(in.Attempts), Detail: "another proof came first", At: m.now})
+		}
+		m.wake(time.Millisecond)
+		return
+	}
+	waiting, ordered := 0, 0
+	for _, id := range in.VMs {
+		vm := s.VMs[id]
+		if vm == nil || vm.Incident != in.ID || vm.Desired != ledger.DesiredRunning {
+			continue
+		}
+		switch vm.Phase {
+		case ledger.PhaseFreed:
+			waiting++
+		case ledger.PhaseOrdered:
+			ordered++
+		case ledger.PhaseOwned:
+		}
+	}
+	switch {
+	case waiting+ordered == 0:
+		outcome := fmt.Sprintf("all %d VMs run again", len(in.VMs))
+		if len(in.VMs) == 0 {
+			outcome = "it ran no protected VMs"
+		}
+		m.propose(ledger.CloseIncident{ID: in.ID, Outcome: outcome, Entry: m.entry(nil, "closed: %s", outcome)})
+		m.notice(Notice{Kind: "incident-closed", Host: in.Host, Incident: in.ID, Text: outcome})
+	case waiting > 0 && in.Step != haven.StepPlacing:
+		m.propose(ledger.NoteIncident{ID: in.ID, Step: haven.StepPlacing, Entry: m.entry(nil, "%d VMs want a host", waiting)})
+	case waiting == 0 && in.Step != haven.StepRestarting:
+		m.propose(ledger.NoteIncident{ID: in.ID, Step: haven.StepRestarting, Entry: m.entry(nil, "%d VMs are being started", ordered)})
+	}
+}
+
+func round(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }

@@ -1,0 +1,341 @@
+// Package recovery is the incident machine: it decides, on the master, what
+// becomes of a host that the detector judged and of the VMs that it ran.
+//
+// The machine is level-triggered. Every decision is a ledger command; every act
+// follows from what stands in the ledger, not from what was decided a moment
+// ago. A new master therefore goes on wherever the old one died: it sees the
+// same ledger, starts the same acts, and those are idempotent (P7).
+package recovery
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/vmrestart"
+)
+
+// Config holds what the operator chose.
+type Config struct {
+	Action    haven.FenceAction                  // cluster-wide default
+	Actions   map[haven.HostID]haven.FenceAction // overrides
+	Devices   map[haven.HostID]bool              // hosts that have a fence device
+	CapCount  int                                // power-downs allowed in CapWindow
+	CapWindow time.Duration
+	// ReportAfter is how long a trouble that leads to no action must last
+	// before it becomes an incident. It keeps blips out of the ledger.
+	ReportAfter time.Duration
+	// ReturnAfter is how long a host must be healthy before its incident ends.
+	ReturnAfter time.Duration
+	// AbsenceAge is the most that a host's word "I do not have it" may be old
+	// when an order is committed.
+	AbsenceAge time.Duration
+	// UnknownAfter is how long an order may be out, at a host that does not
+	// answer, before it is called a hold.
+	UnknownAfter time.Duration
+	// Limits bounds placements.
+	Limits vmrestart.PlanLimits
+	// ReserveMiB is the memory of each host that VMs may not use.
+	ReserveMiB uint64
+	// Protect says whether running persistent VMs are protected without being
+	// asked.
+	ProtectAll bool
+}
+
+// Input is all that the machine may know when it decides.
+type Input struct {
+	Now  time.Time // with a monotonic reading; all ages are differences of such times
+	Self haven.HostID
+	Term haven.Term
+	// Brakes are the cluster-wide reasons not to fence (P6).
+	Brakes []haven.Hold
+	Hosts  map[haven.HostID]HostView
+	Done   []Done // acts that ended since the last step
+}
+
+// HostView is what the master knows of a host right now.
+type HostView struct {
+	Verdict      haven.Verdict
+	Explanation  string
+	Evidence     []haven.Evidence
+	SuspectedFor time.Duration
+	Hold         haven.Hold // the detector's, about this host alone
+	Leave        haven.LeaveReason
+	// Connected says that its agent reports to this master, registered, in the
+	// boot and with the agent state that the ledger knows.
+	Connected bool
+	// Inventory is the latest that it reported. It is a hint: it may have been
+	// under way for long.
+	Inventory haven.Inventory
+	Load      haven.HostLoad
+	// Refuses says why the agent takes no orders now; empty when it does.
+	Refuses string
+	Orders  []haven.OrderReport
+	// Beat is what the host's own beats tell of its VMs, for a host that does
+	// not answer.
+	Beat BeatList
+}
+
+// BeatList is the list of VMs in a host's beat on a store.
+type BeatList struct {
+	Complete bool
+	VMs      []haven.VMID
+	// Since is a time before which the beat cannot have been written, by this
+	// observer's clock. Zero when no beat was seen.
+	Since time.Time
+	Boot  haven.BootID
+}
+
+// Act is something to be done outside. Acts of one key never run at once.
+type Act interface{ Key() string }
+
+// Fence powers a host off and proves it.
+type Fence struct {
+	Incident haven.IncidentID
+	N        int
+	Host     haven.HostID
+	Boot     haven.BootID
+}
+
+// Ask asks an agent for a fresh inventory.
+type Ask struct{ Host haven.HostID }
+
+// Send gives an order to its target, or asks how it stands.
+type Send struct {
+	Order haven.OrderID
+	VM    haven.VMID
+	Host  haven.HostID
+}
+
+// Fetch asks an agent for a VM's definition.
+type Fetch struct {
+	Host haven.HostID
+	VM   haven.VMID
+}
+
+// Key of a fence: one host is fenced once at a time.
+func (a Fence) Key() string { return "fence/" + string(a.Host) }
+
+// Key of an inventory request.
+func (a Ask) Key() string { return "ask/" + string(a.Host) }
+
+// Key of an order.
+func (a Send) Key() string { return "send/" + string(a.Order) }
+
+// Key of a request for a definition.
+func (a Fetch) Key() string { return "fetch/" + string(a.Host) + "/" + string(a.VM) }
+
+// Done is the end of an act. Exactly one comes for each act, also when it
+// failed; Err is then set.
+type Done struct {
+	Act Act
+	Err error
+	// Begun is when the act began, by the master's clock.
+	Begun time.Time
+	// Proof is set by a Fence that proved the host off. Detail tells how it went.
+	Proof  *haven.Proof
+	Detail string
+	// Inventory is set by an Ask.
+	Inventory *haven.Inventory
+	// Report is set by a Send.
+	Report *haven.OrderReport
+	// Definition, Info and Boot are set by a Fetch.
+	Definition ledger.Definition
+	Info       haven.VMInfo
+	Boot       haven.BootID
+}
+
+// Output is what the machine wants done: first all commands committed, in
+// order, and then the acts begun.
+type Output struct {
+	Commands []ledger.Command
+	Acts     []Act
+	// Notices are for the log and for people.
+	Notices []Notice
+	// Wake is when to step again at the latest, if nothing happens before.
+	Wake time.Duration
+}
+
+// Notice is something an operator should hear of.
+type Notice struct {
+	Kind     string // stable word, e.g. "incident-opened"
+	Alarm    bool   // needs attention, not only a note
+	Host     haven.HostID
+	VM       haven.VMID
+	Incident haven.IncidentID
+	Text     string
+}
+
+// Machine is the recovery of one master in one term. It keeps only what can be
+// learnt again: what acts are under way, and since when it has seen things.
+type Machine struct {
+	cfg    Config
+	flying map[string]time.Time
+	// answers are the latest inventories that were asked for.
+	answers map[haven.HostID]answer
+	asked   map[haven.HostID]time.Time
+	seen    map[haven.VMID]sight
+	sent    map[haven.OrderID]time.Time
+	fetched map[string]time.Time
+	blocked map[haven.IncidentID]retry
+	healthy map[haven.HostID]time.Time
+	twice   map[haven.VMID]bool
+
+	now time.Time
+	in  Input
+	out Output
+}
+
+type answer struct {
+	inv   haven.Inventory
+	asked time.Time
+}
+
+// sight is since when this master has seen a VM in one phase of one epoch. Only
+// what was asked after it can tell anything about that phase.
+type sight struct {
+	epoch haven.Epoch
+	phase ledger.Phase
+	at    time.Time
+}
+
+type retry struct {
+	n     int
+	after time.Time
+}
+
+// New returns a machine for a master that has just been elected.
+func New(cfg Config) *Machine {
+	return &Machine{
+		cfg:     cfg,
+		flying:  map[string]time.Time{},
+		answers: map[haven.HostID]answer{},
+		asked:   map[haven.HostID]time.Time{},
+		seen:    map[haven.VMID]sight{},
+		sent:    map[haven.OrderID]time.Time{},
+		fetched: map[string]time.Time{},
+		blocked: map[haven.IncidentID]retry{},
+		healthy: map[haven.HostID]time.Time{},
+		twice:   map[haven.VMID]bool{},
+	}
+}
+
+// Step decides. The state is only read. The caller commits the commands, begins
+// the acts and steps again when something changed.
+func (m *Machine) Step(s *ledger.State, in Input) Output {
+	m.now, m.in, m.out = in.Now, in, Output{Wake: time.Second}
+	for _, d := range in.Done {
+		m.absorb(s, d)
+	}
+	m.watch(s)
+	for _, id := range s.HostIDs() {
+		m.host(s, s.Hosts[id])
+	}
+	m.protect(s)
+	for _, id := range s.VMIDs() {
+		m.vm(s, s.VMs[id])
+	}
+	m.place(s)
+	m.forget(s)
+	return m.out
+}
+
+// absorb takes in the end of an act.
+func (m *Machine) absorb(s *ledger.State, d Done) {
+	delete(m.flying, d.Act.Key())
+	switch act := d.Act.(type) {
+	case Fence:
+		m.fenced(s, act, d)
+	case Ask:
+		if d.Err == nil && d.Inventory != nil && d.Inventory.Host == act.Host {
+			m.answers[act.Host] = answer{*d.Inventory, d.Begun}
+		}
+	case Send:
+		m.delivered(s, act, d)
+	case Fetch:
+		m.protected(s, act, d)
+	}
+}
+
+// watch notes since when each VM has been in its phase.
+func (m *Machine) watch(s *ledger.State) {
+	for id, vm := range s.VMs {
+		if at := m.seen[id]; at.epoch != vm.Epoch || at.phase != vm.Phase || at.at.IsZero() {
+			m.seen[id] = sight{vm.Epoch, vm.Phase, m.now}
+		}
+	}
+}
+
+// forget drops what the machine remembers of things that are no more.
+func (m *Machine) forget(s *ledger.State) {
+	for id := range m.seen {
+		if s.VMs[id] == nil {
+			delete(m.seen, id)
+		}
+	}
+	for id := range m.sent {
+		if !m.orderIsOut(s, id) {
+			delete(m.sent, id)
+		}
+	}
+	for id := range m.blocked {
+		if in := s.Incidents[id]; in == nil || !in.Open() {
+			delete(m.blocked, id)
+		}
+	}
+	for key, at := range m.fetched {
+		if m.now.Sub(at) > time.Minute {
+			delete(m.fetched, key)
+		}
+	}
+}
+
+func (m *Machine) orderIsOut(s *ledger.State, id haven.OrderID) bool {
+	for _, vm := range s.VMs {
+		if vm.Phase == ledger.PhaseOrdered && vm.Order.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Machine) propose(c ...ledger.Command) { m.out.Commands = append(m.out.Commands, c...) }
+
+// begin starts an act unless one of its key is under way.
+func (m *Machine) begin(a Act) bool {
+	if _, flies := m.flying[a.Key()]; flies {
+		return false
+	}
+	m.flying[a.Key()] = m.now
+	m.out.Acts = append(m.out.Acts, a)
+	return true
+}
+
+func (m *Machine) notice(n Notice) { m.out.Notices = append(m.out.Notices, n) }
+
+// wake makes sure that the machine is stepped again within d.
+func (m *Machine) wake(d time.Duration) { m.out.Wake = max(time.Millisecond, min(m.out.Wake, d)) }
+
+// entry is a line for a time line, in this master's name.
+func (m *Machine) entry(evidence []haven.Evidence, format string, args ...any) ledger.Entry {
+	return ledger.Entry{At: m.now, Term: m.in.Term, By: m.in.Self, What: fmt.Sprintf(format, args...), Evidence: evidence}
+}
+
+// askEvery bounds how often one agent is asked for its inventory.
+const askEvery = 200 * time.Millisecond
+
+// ask wants the host's word, given after since.
+func (m *Machine) ask(host haven.HostID, since time.Time) (haven.Inventory, bool) {
+	if a, ok := m.answers[host]; ok && a.asked.After(since) && m.now.Sub(a.asked) <= m.cfg.AbsenceAge {
+		return a.inv, true
+	}
+	if last, ok := m.asked[host]; ok && last.After(since) && m.now.Sub(last) < askEvery {
+		m.wake(askEvery - m.now.Sub(last))
+		return haven.Inventory{}, false
+	}
+	if m.begin(Ask{host}) {
+		m.asked[host] = m.now
+	}
+	return haven.Inventory{}, false
+}

@@ -1,0 +1,268 @@
+package recovery
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/vmrestart"
+)
+
+// place finds hosts for the VMs that nobody may run.
+func (m *Machine) place(s *ledger.State) {
+	var vms []vmrestart.PlanVM
+	absences := map[haven.VMID][]ledger.Absence{}
+	for _, id := range s.VMIDs() {
+		vm := s.VMs[id]
+		if vm.Phase != ledger.PhaseFreed || vm.Desired != ledger.DesiredRunning || m.twice[id] {
+			continue
+		}
+		absent, ok := m.ready(s, vm)
+		if !ok {
+			continue
+		}
+		absences[id] = absent
+		vms = append(vms, vmrestart.PlanVM{
+			ID: id, Name: vm.Name, MemoryMiB: vm.MemoryMiB, VCPUs: vm.VCPUs, Last: vm.Owner, Avoid: avoid(vm),
+		})
+	}
+	if len(vms) == 0 {
+		return
+	}
+	for _, p := range vmrestart.Plan(vms, m.candidates(s), m.cfg.Limits) {
+		vm := s.VMs[p.VM]
+		if p.Host == "" {
+			if p.Hold != "" {
+				m.holdVM(vm, haven.Hold{Reason: p.Hold, Detail: p.Why})
+			}
+			m.wake(200 * time.Millisecond)
+			continue
+		}
+		m.order(s, vm, p, absences[p.VM])
+	}
+}
+
+// ready says whether a freed VM may be given to a host now, and on whose word.
+func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool) {
+	if s.Disarm != nil {
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldDisarmed, Detail: s.Disarm.By + " disarmed recovery; 'haven arm' ends it"})
+		return nil, false
+	}
+	if awaited := s.AwaitedHosts(); len(awaited) > 0 {
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldGeneration, Detail: fmt.Sprintf("after the restore of the ledger no word yet from %v; 'haven host release' lets one go", awaited)})
+		return nil, false
+	}
+	if left := m.pause(vm); left > 0 {
+		m.wake(left)
+		return nil, false
+	}
+	absent, present, missing := m.words(s, vm)
+	switch {
+	case len(missing) > 0:
+		// Asking takes a moment; only a host that stays silent is worth a hold.
+		if m.now.Sub(m.seen[vm.ID].at) > 2*m.cfg.AbsenceAge {
+			m.holdVM(vm, haven.Hold{Reason: haven.HoldMaybeElsewhere, Detail: fmt.Sprintf("no word that it is not there from %v", missing)})
+		}
+		return nil, false
+	case len(present) == 1:
+		to := present[0]
+		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: absent})
+		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s already", vm.Name, to)})
+		return nil, false
+	case len(present) > 1:
+		return nil, false
+	}
+	return absent, true
+}
+
+// retryDelays are the pauses after the first, second … start that failed. The
+// first retry is at once, on another host.
+var retryDelays = [...]time.Duration{0, 15 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 15 * time.Minute}
+
+// lockRetry is the pause after a start that met a lock on the VM's disks: the
+// lock of a dead host goes away by itself within a lease of the storage.
+const lockRetry = 2 * time.Second
+
+// refusalRetry is the pause after a refusal: nothing was begun.
+const refusalRetry = time.Second
+
+// attemptsCount is how many attempts back are looked at.
+const attemptsWindow = time.Hour
+
+// pause returns how long a VM must still wait after attempts that failed.
+func (m *Machine) pause(vm *ledger.VM) time.Duration {
+	since := m.now.Sub(m.seen[vm.ID].at)
+	switch vm.Freed.By {
+	case ledger.FreedByProof, ledger.FreedByReboot:
+		return 0
+	case ledger.FreedByRefusal:
+		return refusalRetry - since
+	case ledger.FreedByGone, ledger.FreedByFailure:
+	}
+	failed := 0
+	for _, a := range vm.Attempts {
+		if a.Status == haven.OrderFailed && m.now.Sub(a.At) < attemptsWindow {
+			failed++
+		}
+	}
+	if n := len(vm.Attempts); n > 0 && vm.Attempts[n-1].Locked {
+		return lockRetry - since
+	}
+	return retryDelays[min(max(failed-1, 0), len(retryDelays)-1)] - since
+}
+
+// avoid lists the hosts on which a VM failed to start since it last ran.
+func avoid(vm *ledger.VM) map[haven.HostID]string {
+	hosts := map[haven.HostID]string{}
+	for _, a := range vm.Attempts {
+		hosts[a.Host] = a.Detail
+	}
+	if vm.Freed.By == ledger.FreedByGone && len(hosts) == 1 {
+		return nil // the first time it is started again where it was
+	}
+	return hosts
+}
+
+// candidates describes the hosts for the planner.
+func (m *Machine) candidates(s *ledger.State) []vmrestart.PlanHost {
+	promised := map[haven.HostID]uint64{}
+	starting := map[haven.HostID]int{}
+	for _, vm := range s.VMs {
+		if vm.Phase == ledger.PhaseOrdered {
+			starting[vm.Owner]++
+			promised[vm.Owner] += vm.MemoryMiB
+		}
+	}
+	var hosts []vmrestart.PlanHost
+	for _, id := range s.HostIDs() {
+		h := s.Hosts[id]
+		if h.Role == haven.RoleWitness {
+			continue
+		}
+		view := m.in.Hosts[id]
+		used := promised[id] + m.cfg.ReserveMiB
+		free := uint64(0)
+		if view.Load.MemoryFreeMiB > used {
+			free = view.Load.MemoryFreeMiB - used
+		}
+		running := 0
+		for _, info := range view.Inventory.VMs {
+			if info.State.Present() {
+				running++
+			}
+		}
+		hosts = append(hosts, vmrestart.PlanHost{
+			ID: id, Refuses: m.refuses(s, h, view), FreeMiB: free, Starting: starting[id], Running: running,
+		})
+	}
+	return hosts
+}
+
+// refuses says why a host takes no VMs now, or nothing.
+func (m *Machine) refuses(s *ledger.State, h *ledger.Host, view HostView) string {
+	in := s.Incidents[h.Incident]
+	switch {
+	case h.ProvedDead():
+		return "it is proved dead"
+	case in != nil && in.Step != haven.StepSuspected && in.Boot == h.Boot:
+		return "it is in incident " + string(in.ID)
+	case !view.Connected:
+		return "its agent does not report"
+	case view.Verdict != haven.VerdictHealthy:
+		return fmt.Sprintf("it is %s", view.Verdict)
+	case view.Leave != haven.LeaveNone:
+		return fmt.Sprintf("it is leaving: %s", view.Leave)
+	case view.Refuses != "":
+		return view.Refuses
+	}
+	return ""
+}
+
+// order gives a VM to a host.
+func (m *Machine) order(s *ledger.State, vm *ledger.VM, p vmrestart.Placement, absent []ledger.Absence) {
+	h := s.Hosts[p.Host]
+	epoch := vm.Epoch + 1
+	o := haven.Order{
+		ID: ledger.OrderID(vm.ID, epoch), VM: vm.ID, Name: vm.Name, Epoch: epoch, Incident: vm.Incident,
+		Target: h.ID, TargetBoot: h.Boot, TargetState: h.State, Term: m.in.Term,
+		DefinitionSHA: vm.Definition.SHA, MemoryMiB: vm.MemoryMiB,
+	}
+	m.propose(ledger.CommitOrder{Order: o, Absent: absent, At: m.now})
+	m.notice(Notice{Kind: "vm-ordered", Host: h.ID, VM: vm.ID, Incident: vm.Incident, Text: fmt.Sprintf("%s goes to %s: %s", vm.Name, h.ID, p.Why)})
+	m.wake(time.Millisecond)
+}
+
+// sendEvery is how often an order that is out is sent, which also asks how it
+// stands.
+const sendEvery = time.Second
+
+// ordered follows an order until it is settled. The order stays with its target
+// until the target says what became of it, or is proved dead.
+func (m *Machine) ordered(s *ledger.State, vm *ledger.VM) {
+	o := vm.Order
+	h := s.Hosts[o.Target]
+	if h == nil || h.ProvedDead() || h.Boot != o.TargetBoot {
+		return
+	}
+	view := m.in.Hosts[o.Target]
+	for _, r := range view.Orders {
+		if r.Order == o.ID && view.Connected && m.report(s, vm, r) {
+			return
+		}
+	}
+	if view.Connected && view.Inventory.Has(vm.ID) == haven.Yes {
+		m.foundRunning(s, vm)
+	}
+	if !view.Connected && m.now.Sub(m.seen[vm.ID].at) > m.cfg.UnknownAfter {
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("order %s is at %s, which does not answer; it stays there until the host answers or is proved dead", o.ID, o.Target)})
+	}
+	if last, ok := m.sent[o.ID]; ok && m.now.Sub(last) < sendEvery {
+		m.wake(sendEvery - m.now.Sub(last))
+		return
+	}
+	if m.begin(Send{Order: o.ID, VM: vm.ID, Host: o.Target}) {
+		m.sent[o.ID] = m.now
+	}
+}
+
+// foundRunning settles an order whose report was lost, by what the target says
+// when it is asked after the order went out.
+func (m *Machine) foundRunning(s *ledger.State, vm *ledger.VM) {
+	inv, ok := m.ask(vm.Order.Target, m.seen[vm.ID].at)
+	if !ok || inv.Boot != vm.Order.TargetBoot {
+		return
+	}
+	if info, listed := inv.Find(vm.ID); listed && info.State == haven.VMRunning {
+		m.report(s, vm, haven.OrderReport{Order: vm.Order.ID, VM: vm.ID, Epoch: vm.Epoch, Status: haven.OrderStarted, Detail: "found running"})
+	}
+}
+
+// delivered takes in what a target answered to an order.
+func (m *Machine) delivered(s *ledger.State, act Send, d Done) {
+	vm := s.VMs[act.VM]
+	if d.Err != nil || d.Report == nil || vm == nil || vm.Phase != ledger.PhaseOrdered || vm.Order.ID != act.Order {
+		return
+	}
+	m.report(s, vm, *d.Report)
+}
+
+// report records what became of an order, and says whether that ends it.
+func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bool {
+	o := vm.Order
+	if r.Order != o.ID || r.Status == haven.OrderNone || (r.Status == o.Status && r.Detail == o.Detail) {
+		return false
+	}
+	for _, c := range m.out.Commands {
+		if earlier, ok := c.(ledger.ReportOrder); ok && earlier.Report.Order == r.Order {
+			return true // said already in this step
+		}
+	}
+	h := s.Hosts[o.Target]
+	m.propose(ledger.ReportOrder{Report: r, Host: h.ID, Boot: h.Boot, State: h.State, At: m.now})
+	if r.Status.Final() {
+		m.notice(Notice{Kind: "vm-" + string(r.Status), Alarm: r.Status != haven.OrderStarted, Host: h.ID, VM: vm.ID, Incident: vm.Incident, Text: vm.Name + " on " + string(h.ID) + ": " + string(r.Status) + " " + r.Detail})
+		m.wake(time.Millisecond)
+	}
+	return r.Status.Final()
+}

@@ -1,0 +1,296 @@
+package recovery
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/ledger"
+)
+
+// protect fetches the definitions of VMs that are to be protected, or that
+// changed. What reports say is a hint; the fetch brings the truth.
+func (m *Machine) protect(s *ledger.State) {
+	for _, host := range s.HostIDs() {
+		view := m.in.Hosts[host]
+		if !view.Connected {
+			continue
+		}
+		for _, info := range view.Inventory.VMs {
+			if m.wantsFetch(s, host, info) {
+				m.fetch(host, info)
+			}
+		}
+	}
+}
+
+func (m *Machine) wantsFetch(s *ledger.State, host haven.HostID, info haven.VMInfo) bool {
+	if !info.Persistent || info.DefinitionSHA == "" {
+		return false
+	}
+	vm := s.VMs[info.ID]
+	if vm == nil {
+		return m.cfg.ProtectAll && info.State == haven.VMRunning
+	}
+	return vm.Phase == ledger.PhaseOwned && vm.Owner == host && vm.Definition.SHA != info.DefinitionSHA
+}
+
+// fetchesPerHost bounds the definitions asked of one host at once.
+const fetchesPerHost = 4
+
+func (m *Machine) fetch(host haven.HostID, info haven.VMInfo) {
+	act := Fetch{Host: host, VM: info.ID}
+	tried := act.Key() + info.DefinitionSHA
+	if at, ok := m.fetched[tried]; ok && m.now.Sub(at) < 5*time.Second {
+		return
+	}
+	flying := 0
+	for key := range m.flying {
+		if len(key) > len("fetch/") && key[:len("fetch/")] == "fetch/" && hasHost(key, host) {
+			flying++
+		}
+	}
+	if flying < fetchesPerHost && m.begin(act) {
+		m.fetched[tried] = m.now
+	}
+}
+
+func hasHost(key string, host haven.HostID) bool {
+	prefix := "fetch/" + string(host) + "/"
+	return len(key) > len(prefix) && key[:len(prefix)] == prefix
+}
+
+// protected takes in a definition. A VM is protected only from the moment the
+// ledger has it.
+func (m *Machine) protected(s *ledger.State, act Fetch, d Done) {
+	if d.Err != nil || d.Definition.SHA == "" {
+		return
+	}
+	if vm := s.VMs[act.VM]; vm == nil && d.Info.State != haven.VMRunning {
+		return
+	}
+	m.propose(ledger.ProtectVM{
+		VM: act.VM, Name: d.Info.Name, Host: act.Host, Boot: d.Boot,
+		MemoryMiB: d.Info.MemoryMiB, VCPUs: d.Info.VCPUs, Definition: d.Definition,
+	})
+}
+
+// vm takes one VM a step further.
+func (m *Machine) vm(s *ledger.State, vm *ledger.VM) {
+	if m.runsTwice(s, vm) {
+		return
+	}
+	switch vm.Phase {
+	case ledger.PhaseOwned:
+		m.owned(s, vm)
+	case ledger.PhaseOrdered:
+		m.ordered(s, vm)
+	case ledger.PhaseFreed: // place looks at all of them at once
+	}
+}
+
+// runsTwice looks for a VM that runs on two hosts. That is an alarm and a hold,
+// never a kill: nobody can know which copy is the right one.
+func (m *Machine) runsTwice(s *ledger.State, vm *ledger.VM) bool {
+	var at []haven.HostID
+	for _, host := range s.HostIDs() {
+		view := m.in.Hosts[host]
+		info, ok := view.Inventory.Find(vm.ID)
+		if view.Connected && ok && (info.State == haven.VMRunning || info.State == haven.VMPaused && !migration(info)) {
+			at = append(at, host)
+		}
+	}
+	twice := len(at) > 1
+	if twice && !m.twice[vm.ID] {
+		m.twice[vm.ID] = true
+		hold := haven.Hold{Reason: haven.HoldRunsTwice, Since: m.now, Detail: fmt.Sprintf("seen running on %v; stop the wrong one by hand", at)}
+		m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch, Hold: hold})
+		m.notice(Notice{Kind: "runs-twice", Alarm: true, VM: vm.ID, Host: at[0], Text: hold.Detail})
+	}
+	if !twice && m.twice[vm.ID] {
+		delete(m.twice, vm.ID)
+		m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch})
+	}
+	return twice
+}
+
+// migration says whether a paused VM is one that is on its way.
+func migration(info haven.VMInfo) bool { return info.Reason == "migration" }
+
+// owned compares what the owner says with what the ledger says.
+func (m *Machine) owned(s *ledger.State, vm *ledger.VM) {
+	h := s.Hosts[vm.Owner]
+	if h == nil || h.Boot != vm.OwnerBoot || h.ProvedDead() {
+		return
+	}
+	view := m.in.Hosts[vm.Owner]
+	if !view.Connected {
+		return
+	}
+	info, listed := view.Inventory.Find(vm.ID)
+	present := view.Inventory.Has(vm.ID)
+	switch {
+	case present == haven.Yes && listed:
+		migrating := info.State == haven.VMMigrating || info.State == haven.VMIncoming
+		if vm.Desired != ledger.DesiredRunning || vm.Migrating != migrating {
+			m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredRunning, Migrating: migrating})
+		}
+	case present == haven.No && (vm.Desired == ledger.DesiredRunning || m.elsewhere(s, vm) != ""):
+		m.vanished(s, vm, view)
+	}
+}
+
+// vanished deals with a VM that its owner may not have any more. The hint is
+// old; only what the owner says after it was asked counts.
+func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
+	since := m.seen[vm.ID].at
+	inv, ok := m.ask(vm.Owner, since)
+	if !ok || inv.Boot != vm.OwnerBoot || inv.Has(vm.ID) != haven.No {
+		return
+	}
+	info, listed := inv.Find(vm.ID)
+	if vm.Migrating || info.Reason == "migrated" || m.elsewhere(s, vm) != "" {
+		m.moved(s, vm)
+		return
+	}
+	switch {
+	case view.Leave == haven.LeaveShutdown:
+		// The host takes its VMs down with it. Their users did not stop them.
+	case !listed:
+		m.propose(ledger.ForgetVM{VM: vm.ID, Epoch: vm.Epoch})
+		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was undefined by its user and is not protected any more"})
+	case stoppedByUser(info):
+		m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredStopped})
+		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})
+	default:
+		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: info.Reason})
+		m.notice(Notice{Kind: "vm-ended", Alarm: true, Host: vm.Owner, VM: vm.ID, Text: vm.Name + " ended by itself (" + info.Reason + ")"})
+		m.wake(time.Millisecond)
+	}
+}
+
+// stoppedByUser says whether a VM that is shut off is so because somebody
+// wanted it: a shutdown from inside or outside, a destroy, a save.
+func stoppedByUser(info haven.VMInfo) bool {
+	switch info.Reason {
+	case "shutdown", "destroyed", "saved", "snapshot":
+		return info.State == haven.VMShutOff
+	}
+	return false
+}
+
+// elsewhere returns another host whose report shows the VM.
+func (m *Machine) elsewhere(s *ledger.State, vm *ledger.VM) haven.HostID {
+	for _, host := range s.HostIDs() {
+		view := m.in.Hosts[host]
+		if host == vm.Owner && vm.Phase != ledger.PhaseFreed {
+			continue
+		}
+		if info, ok := view.Inventory.Find(vm.ID); ok && view.Connected && info.State == haven.VMRunning {
+			return host
+		}
+	}
+	return ""
+}
+
+// moved follows a VM to the host on which it runs now, once every other host
+// says that it does not have it. A VM that nobody has is free.
+func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
+	absent, present, missing := m.words(s, vm)
+	if len(missing) > 0 {
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldMigrating, Detail: fmt.Sprintf("it was on the move; no word yet from %v", missing)})
+		return
+	}
+	switch len(present) {
+	case 0:
+		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: "lost in migration: no host has it"})
+		m.wake(time.Millisecond)
+	case 1:
+		to := present[0]
+		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: absent})
+		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s now", vm.Name, to)})
+	}
+}
+
+// words gathers what every host that may have a VM says about it, asked after
+// the VM came into its present phase. A host that does not answer counts as
+// absent only through a complete beat that is newer than that (P1).
+func (m *Machine) words(s *ledger.State, vm *ledger.VM) (absent []ledger.Absence, present, missing []haven.HostID) {
+	since := m.seen[vm.ID].at
+	for _, host := range s.MayHave() {
+		boot := s.Hosts[host].Boot
+		view := m.in.Hosts[host]
+		if view.Connected {
+			inv, ok := m.ask(host, since)
+			has := haven.Unknown
+			if ok && inv.Boot == boot {
+				has = inv.Has(vm.ID)
+			}
+			switch has {
+			case haven.No:
+				absent = append(absent, ledger.Absence{Host: host, Boot: boot, Via: "inventory"})
+			case haven.Yes:
+				present = append(present, host)
+			case haven.Unknown:
+				missing = append(missing, host)
+			}
+			continue
+		}
+		if beatSaysAbsent(view.Beat, vm.ID, boot, since) && !vm.Migrating {
+			absent = append(absent, ledger.Absence{Host: host, Boot: boot, Via: "beat"})
+		} else {
+			missing = append(missing, host)
+		}
+	}
+	return absent, present, missing
+}
+
+func beatSaysAbsent(b BeatList, id haven.VMID, boot haven.BootID, since time.Time) bool {
+	if !b.Complete || b.Boot != boot || b.Since.IsZero() || !b.Since.After(since) {
+		return false
+	}
+	for _, v := range b.VMs {
+		if v == id {
+			return false
+		}
+	}
+	return true
+}
+
+// holdVM records why a VM waits, once for each reason.
+func (m *Machine) holdVM(vm *ledger.VM, hold haven.Hold) {
+	if vm.Hold.Reason == hold.Reason {
+		return
+	}
+	if hold.Reason != "" {
+		hold.Since = m.now
+		m.notice(Notice{Kind: "vm-held", Alarm: true, VM: vm.ID, Host: vm.Owner, Text: vm.Name + ": " + hold.Reason + ": " + hold.Detail})
+	}
+	m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch, Hold: hold})
+}
+
+// Instruction is what a host is told about the VMs that it has defined.
+type Instruction struct {
+	// Protected are its own protected VMs: the host's VM manager must not start
+	// them by itself.
+	Protected []haven.VMID `json:"protected,omitempty"`
+	// SetAside are definitions of VMs that run elsewhere now.
+	SetAside []haven.VMID `json:"set_aside,omitempty"`
+}
+
+// Instruct tells a registered host what to do with the VMs in its inventory.
+func Instruct(s *ledger.State, host haven.HostID, inv haven.Inventory) Instruction {
+	var to Instruction
+	for _, info := range inv.VMs {
+		vm := s.VMs[info.ID]
+		if vm == nil {
+			continue
+		}
+		to.Protected = append(to.Protected, vm.ID)
+		moved := vm.Phase == ledger.PhaseOwned && vm.Owner != host
+		if moved && inv.Has(vm.ID) == haven.No {
+			to.SetAside = append(to.SetAside, vm.ID)
+		}
+	}
+	return to
+}
