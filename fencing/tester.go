@@ -1,0 +1,221 @@
+package fencing
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/haven-ha/haven"
+)
+
+// TestPolicy sets the pace of the background tests.
+type TestPolicy struct {
+	// Every is the time between two tests of one device. Boards are fragile:
+	// at least 10 s, by default 60 s.
+	Every time.Duration
+	// AfterRefusal is the time after a refusal of the credentials, so that a
+	// wrong password does not lock the account. By default 15 min.
+	AfterRefusal time.Duration
+	// Spread is the time over which the first tests are spread. By default 10 s.
+	Spread time.Duration
+	// Limit bounds one test, by default 10 s.
+	Limit time.Duration
+	// Concurrency is how many devices are tested at once, by default 4.
+	Concurrency int
+}
+
+// DefaultTestPolicy returns the defaults.
+func DefaultTestPolicy() TestPolicy {
+	return TestPolicy{Every: time.Minute, AfterRefusal: 15 * time.Minute, Spread: 10 * time.Second, Limit: 10 * time.Second, Concurrency: 4}
+}
+
+// Validate checks the values.
+func (p TestPolicy) Validate() error {
+	switch {
+	case p.Every < 10*time.Second:
+		return errors.New("test interval: want at least 10s")
+	case p.AfterRefusal < p.Every:
+		return errors.New("test interval after a refusal: want at least the normal one")
+	case p.Spread < 0 || p.Limit <= 0 || p.Concurrency < 1:
+		return errors.New("test spread, limit and concurrency must be positive")
+	}
+	return nil
+}
+
+// TestPlan says which device is to be tested when: a pure schedule. Each
+// interval is stretched or shortened by up to a tenth, so that devices, and
+// agents, do not fall into step.
+type TestPlan struct {
+	policy TestPolicy
+	random func() float64
+	due    map[string]time.Time
+	busy   map[string]bool
+}
+
+// NewTestPlan makes an empty plan. The function gives numbers in [0, 1).
+func NewTestPlan(p TestPolicy, random func() float64) *TestPlan {
+	return &TestPlan{policy: p, random: random, due: map[string]time.Time{}, busy: map[string]bool{}}
+}
+
+// Set tells which devices there are. Known ones keep their time.
+func (p *TestPlan) Set(now time.Time, keys []string) {
+	for k := range p.due {
+		if !slices.Contains(keys, k) {
+			delete(p.due, k)
+		}
+	}
+	for _, k := range keys {
+		if _, known := p.due[k]; !known {
+			p.due[k] = now.Add(time.Duration(p.random() * float64(p.policy.Spread)))
+		}
+	}
+}
+
+// Take returns the devices to test now, the longest overdue first, within the
+// bound on concurrency, and marks them as under test.
+func (p *TestPlan) Take(now time.Time) []string {
+	var keys []string
+	for k, t := range p.due {
+		if !p.busy[k] && !t.After(now) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int {
+		if c := p.due[a].Compare(p.due[b]); c != 0 {
+			return c
+		}
+		if a < b {
+			return -1
+		}
+		return 1
+	})
+	keys = keys[:min(len(keys), max(0, p.policy.Concurrency-len(p.busy)))]
+	for _, k := range keys {
+		p.busy[k] = true
+	}
+	return keys
+}
+
+// Done tells that a test is over.
+func (p *TestPlan) Done(now time.Time, key string, err error) {
+	delete(p.busy, key)
+	if _, known := p.due[key]; !known {
+		return
+	}
+	wait := p.policy.Every
+	if errors.Is(err, ErrAuth) {
+		wait = p.policy.AfterRefusal
+	}
+	p.due[key] = now.Add(time.Duration(float64(wait) * (0.9 + 0.2*p.random())))
+}
+
+// Next returns when the next test is due, or false when that depends on one
+// that is under way, or nothing is to be tested.
+func (p *TestPlan) Next() (time.Time, bool) {
+	var next time.Time
+	if len(p.busy) >= p.policy.Concurrency {
+		return next, false
+	}
+	for k, t := range p.due {
+		if !p.busy[k] && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	return next, !next.IsZero()
+}
+
+// Device is one configured device.
+type Device struct {
+	Host   haven.HostID
+	Key    string // names the device; unique
+	Driver Driver // from Gate.Read
+}
+
+// TestResult is what came of one test.
+type TestResult struct {
+	Host    haven.HostID
+	Key     string
+	Reading Reading
+	Err     error
+}
+
+// Tester reads the power state and the GUID of every device again and again.
+// It never sends a power command.
+type Tester struct {
+	Policy TestPolicy
+	// Devices is asked for the configured devices before each round.
+	Devices func() []Device
+	// Report takes each result. It is called from several goroutines and must
+	// not block.
+	Report func(TestResult)
+	// Random gives numbers in [0, 1).
+	Random func() float64
+	Log    *slog.Logger
+}
+
+// testerLook is how often the list of devices is looked at.
+const testerLook = 5 * time.Second
+
+// Run tests until the context ends, and returns when all its tests have ended.
+func (t *Tester) Run(ctx context.Context) error {
+	if err := t.Policy.Validate(); err != nil {
+		return err
+	}
+	type done struct {
+		key string
+		err error
+	}
+	plan := NewTestPlan(t.Policy, t.Random)
+	ended := make(chan done, t.Policy.Concurrency) // never more under way
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case d := <-ended:
+			plan.Done(time.Now(), d.key, d.err)
+		case <-timer.C:
+		}
+		now := time.Now()
+		devices := map[string]Device{}
+		var keys []string
+		for _, d := range t.Devices() {
+			if _, twice := devices[d.Key]; !twice {
+				keys = append(keys, d.Key)
+			}
+			devices[d.Key] = d
+		}
+		plan.Set(now, keys)
+		for _, k := range plan.Take(now) {
+			wg.Go(func() { ended <- done{k, t.test(ctx, devices[k])} })
+		}
+		wake := testerLook
+		if next, ok := plan.Next(); ok {
+			wake = min(wake, max(0, next.Sub(now)))
+		}
+		timer.Reset(wake)
+	}
+}
+
+func (t *Tester) test(ctx context.Context, d Device) error {
+	limited, cancel := context.WithTimeout(ctx, t.Policy.Limit)
+	defer cancel()
+	r, err := d.Driver.Power(limited)
+	if err != nil {
+		r.State = haven.PowerUnknown
+	}
+	if ctx.Err() != nil {
+		return err // being stopped says nothing about the device
+	}
+	if err != nil {
+		t.Log.WarnContext(ctx, "fence device test failed", "host", d.Host, "device", d.Key, "error", err)
+	}
+	t.Report(TestResult{Host: d.Host, Key: d.Key, Reading: r, Err: err})
+	return err
+}
