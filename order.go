@@ -45,6 +45,10 @@ func (s OrderStatus) Final() bool {
 
 // OrderReport is an agent's answer about one order.
 type OrderReport struct {
+	// Boot and State are those of the agent that speaks. An agent that lost its
+	// directory knows nothing of what its predecessor began.
+	Boot   BootID      `json:"boot"`
+	State  StateID     `json:"state"`
 	Order  OrderID     `json:"order"`
 	VM     VMID        `json:"vm"`
 	Epoch  Epoch       `json:"epoch"`

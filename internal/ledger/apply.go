@@ -364,14 +364,14 @@ func (c ReportOrder) apply(s *State, _ Position) error {
 		return nil
 	}
 	o := vm.Order
-	if vm.Phase != PhaseOrdered || o.Target != c.Host || o.TargetBoot != c.Boot {
+	if vm.Phase != PhaseOrdered || o.Target != c.Host || o.TargetBoot != r.Boot {
 		return reject("order %s is for %s in boot %s and %s", r.Order, o.Target, o.TargetBoot, vm.Phase)
 	}
 	// A refusal or failure frees the VM for another start. It counts only from
 	// the agent state that took the order: one that lost its directory does not
 	// know what its predecessor began.
-	if (r.Status == haven.OrderRefused || r.Status == haven.OrderFailed) && o.TargetState != c.State {
-		return reject("agent state %s never had order %s", c.State, r.Order)
+	if (r.Status == haven.OrderRefused || r.Status == haven.OrderFailed) && o.TargetState != r.State {
+		return reject("agent state %s never had order %s", r.State, r.Order)
 	}
 	o.Status, o.Detail, o.ReportedAt = r.Status, r.Detail, c.At
 	switch r.Status {
@@ -385,7 +385,7 @@ func (c ReportOrder) apply(s *State, _ Position) error {
 		if r.Status == haven.OrderFailed {
 			by = FreedByFailure
 		}
-		vm.free(Freed{By: by, Host: c.Host, Boot: c.Boot, At: c.At, Detail: r.Detail})
+		vm.free(Freed{By: by, Host: c.Host, Boot: r.Boot, At: c.At, Detail: r.Detail})
 	case haven.OrderNone, haven.OrderAccepted, haven.OrderUnknown:
 	}
 	return nil

@@ -144,9 +144,7 @@ type CommitOrder struct {
 // ReportOrder records what became of an order.
 type ReportOrder struct {
 	Report haven.OrderReport `json:"report"`
-	Host   haven.HostID      `json:"host"`
-	Boot   haven.BootID      `json:"boot"`
-	State  haven.StateID     `json:"state"`
+	Host   haven.HostID      `json:"host"` // that speaks
 	At     time.Time         `json:"at"`
 }
 

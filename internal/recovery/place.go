@@ -234,7 +234,7 @@ func (m *Machine) foundRunning(s *ledger.State, vm *ledger.VM) {
 		return
 	}
 	if info, listed := inv.Find(vm.ID); listed && info.State == haven.VMRunning {
-		m.report(s, vm, haven.OrderReport{Order: vm.Order.ID, VM: vm.ID, Epoch: vm.Epoch, Status: haven.OrderStarted, Detail: "found running"})
+		m.report(s, vm, haven.OrderReport{Boot: inv.Boot, State: vm.Order.TargetState, Order: vm.Order.ID, VM: vm.ID, Epoch: vm.Epoch, Status: haven.OrderStarted, Detail: "found running"})
 	}
 }
 
@@ -259,7 +259,7 @@ func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bo
 		}
 	}
 	h := s.Hosts[o.Target]
-	m.propose(ledger.ReportOrder{Report: r, Host: h.ID, Boot: h.Boot, State: h.State, At: m.now})
+	m.propose(ledger.ReportOrder{Report: r, Host: h.ID, At: m.now})
 	if r.Status.Final() {
 		m.notice(Notice{Kind: "vm-" + string(r.Status), Alarm: r.Status != haven.OrderStarted, Host: h.ID, VM: vm.ID, Incident: vm.Incident, Text: vm.Name + " on " + string(h.ID) + ": " + string(r.Status) + " " + r.Detail})
 		m.wake(time.Millisecond)
