@@ -308,31 +308,29 @@ func (e *Executor) perform(ctx context.Context, w work) {
 			return
 		}
 	}
-	asked, err := e.confirm(ctx, r.Order)
-	switch {
-	case errors.Is(err, ErrVoid) && !r.Tried:
-		e.settle(r, haven.OrderRefused, err.Error())
-		return
-	case err != nil && !r.Tried:
-		if ctx.Err() == nil {
-			e.settle(r, haven.OrderRefused, "the master did not confirm it: "+err.Error())
-		}
-		return
-	case err != nil:
-		return // it may be on its way already; only the VM manager can tell
-	}
-	if !r.Tried {
-		r.Tried = true
-		if r = e.settle(r, haven.OrderAccepted, "starting"); !r.Tried {
+	// Whether an earlier run of this agent, or an earlier turn, called the VM
+	// manager: then a refusal would be a lie.
+	called := r.Tried
+	for {
+		asked, err := e.confirm(ctx, r.Order)
+		if err != nil {
+			// When it may be on its way already, only the VM manager can tell.
+			if !called && (errors.Is(err, ErrVoid) || ctx.Err() == nil) {
+				e.settle(r, haven.OrderRefused, err.Error())
+			}
 			return
 		}
-	}
-	if age := e.cfg.Boottime() - asked; age > e.cfg.Lease {
+		if !r.Tried {
+			r.Tried = true
+			if r = e.settle(r, haven.OrderAccepted, "starting"); !r.Tried {
+				return
+			}
+		}
+		age := e.cfg.Boottime() - asked
+		if age <= e.cfg.Lease {
+			break
+		}
 		log.Warn("confirmation is too old, asking again", "age", age)
-		e.mu.Lock()
-		e.xml[r.Order.ID] = w.xml
-		e.mu.Unlock()
-		return
 	}
 	e.start(ctx, r, w.xml, log)
 }
