@@ -44,12 +44,12 @@ type Trust struct {
 	on   Reading // last "on" that was read while the host lived
 	seen bool    // on is valid
 
-	boot     haven.BootID // of the last sign of life
-	aliveAt  time.Time
-	off      Reading      // an "off" that a later sign of life would contradict
-	offBoot  haven.BootID // the boot that it would be contradicted by, or empty
-	signAt   time.Time    // of the last sign of life that counts against it
-	signs    int
+	boot    haven.BootID // of the last sign of life
+	aliveAt time.Time
+	off     Reading      // an "off" that a later sign of life would contradict
+	offBoot haven.BootID // the boot that it would be contradicted by, or empty
+	signAt  time.Time    // of the last sign of life that counts against it
+	signs   int
 
 	conflict string // of the configuration; ends with it
 	distrust string // sticky
