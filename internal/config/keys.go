@@ -1,0 +1,214 @@
+package config
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/haven-ha/haven"
+)
+
+const (
+	maxHosts   = 200 // the largest gossip cluster that was simulated
+	maxStores  = 8   // each is a child process on every host
+	maxDevices = 8   // per host
+)
+
+// keys returns the fields of the whole file with c as their destination. This
+// is the one place where a key is written down.
+func (c *Config) keys(actions []haven.FenceAction) []field {
+	return []field{
+		must(name("cluster", &c.Cluster, "Name of the cluster. Gossip and beats carry it, so that clusters that share a network or a store do not mix. Never change it while the cluster runs.")),
+		file("data_dir", &c.DataDir, "Directory of the agent's durable state, on a local disk. A host that loses it comes back as a stranger and is given no VM before it is registered anew."),
+		integer("bootstrap_expect", &c.BootstrapExpect, 1, maxHosts, "How many hosts must have found each other before a new cluster is founded. More than half of the configured hosts, witnesses counted; the default is the least such number. It has no effect once the cluster exists."),
+		section("log", "The agent's own log, on standard error.", c.Log.keys()),
+		section("gossip", "Membership on the management network. What gossip says is evidence, never an order.", c.Gossip.keys()),
+		section("api", "HTTPS API and Raft, on one port with mutual TLS, and the local socket.", c.API.keys()),
+		section("raft", "Times of the consensus layer. They decide how soon a lost master is replaced.", c.Raft.keys()),
+		section("libvirt", "The VM manager.", c.Libvirt.keys()),
+		section("helper", "The host helper: a web server of its own that lists the host's VMs, in the wire format of CloudStack's KVM HA helper.", c.Helper.keys()),
+		section("heartbeat", "Beats on shared storage: the second path by which a host is seen.", c.Heartbeat.keys()),
+		section("detection", "How a host is judged.", c.Detection.keys()),
+		section("fencing", "How a failed host is made certainly dead.", c.Fencing.keys(actions)),
+		boolean("fence_without_store", &c.FenceWithoutStore, "With no store configured, fence a host because the network and the helper are silent, although nothing says that its VMs stopped writing. Without it such a host is fenced only when its VMs' disks are seen to be idle."),
+		section("restart", "How VMs are started again.", c.Restart.keys()),
+		must(table("hosts", "section of hosts", "All hosts of the cluster, by name. A host's name is its host name, unless the agent is started with another.", checkHostName, func(n string) ([]field, func()) { return c.hostKeys(n, actions) })),
+	}
+}
+
+func (l *Log) keys() []field {
+	return []field{
+		word("level", &l.Level, []string{"debug", "info", "warn", "error"}, nil, "Least severe level that is written."),
+		word("format", &l.Format, []string{"text", "json"}, nil, "Form of each line."),
+	}
+}
+
+func (g *Gossip) keys() []field {
+	return []field{
+		port("port", &g.Port, "UDP and TCP port, on every host's address."),
+		must(file("key_file", &g.KeyFile, "File with the key that encrypts gossip, the same on every host; \"haven keys\" makes one. While keys are being changed it holds up to three, one on each line, the one in use first.")),
+		duration("probe_interval", &g.ProbeInterval, 100*time.Millisecond, 30*time.Second, "Time between two probes of other members by one member."),
+		duration("probe_timeout", &g.ProbeTimeout, 50*time.Millisecond, 10*time.Second, "How long a direct probe may take before others are asked to probe. Less than probe_interval."),
+		integer("suspicion_multiplier", &g.SuspicionMultiplier, 2, 20, "A silent member is held for dead after about this × max(1, log10(hosts)) × probe_interval."),
+		duration("gossip_interval", &g.Interval, 50*time.Millisecond, 5*time.Second, "Time between two rounds of passing on news."),
+		duration("push_pull_interval", &g.PushPullInterval, 2*time.Second, 5*time.Minute, "Time between two exchanges of the whole membership with one other member. It repairs what gossip lost."),
+		duration("rejoin_interval", &g.RejoinInterval, time.Second, time.Minute, "Time between two attempts to join configured hosts that are not seen. Members forget each other after a long cut; this heals it."),
+	}
+}
+
+func (a *API) keys() []field {
+	return []field{
+		port("port", &a.Port, "TCP port, on every host's address."),
+		must(file("ca_file", &a.CAFile, "Certificate of the authority that signed all hosts' certificates, PEM; \"haven pki\" makes one.")),
+		must(file("cert_file", &a.CertFile, "This host's certificate, PEM.")),
+		must(file("key_file", &a.KeyFile, "Private key of this host's certificate, PEM.")),
+		file("socket", &a.Socket, "Local socket for root, by which the operator's tool talks to the agent."),
+	}
+}
+
+func (r *Raft) keys() []field {
+	const least, most = 100 * time.Millisecond, 30 * time.Second
+	return []field{
+		duration("heartbeat_timeout", &r.Heartbeat, least, most, "Time without word from the master after which a voter starts an election."),
+		duration("election_timeout", &r.Election, least, most, "Time after which an election without a winner is repeated. At least heartbeat_timeout."),
+		duration("lease_timeout", &r.Lease, least, most, "Time without contact to a majority after which the master steps down. At most heartbeat_timeout. A stall of the master that is longer costs a change of master."),
+		duration("commit_timeout", &r.Commit, 10*time.Millisecond, 5*time.Second, "Time after which the master tells idle voters what is committed. At most half of heartbeat_timeout."),
+	}
+}
+
+func (l *Libvirt) keys() []field {
+	return []field{file("socket", &l.Socket, "Socket of libvirtd or virtqemud.")}
+}
+
+func (h *Helper) keys() []field {
+	portField := port("port", &h.Port, "TCP port, on every host's address. With plain: true the default is 8080.")
+	return []field{
+		boolean("plain", &h.Plain, "Serve HTTP without TLS. The list of VMs, and the password if there is one, then cross the network in the clear."),
+		portField,
+		file("cert_file", &h.CertFile, "Certificate, PEM. Required, unless plain is true."),
+		file("key_file", &h.KeyFile, "Private key of the certificate, PEM. Required, unless plain is true."),
+		username("username", &h.Username, "User name that clients give (basic authentication). Required, unless plain is true."),
+		file("password_file", &h.PasswordFile, "File with that user's password. Required, if there is a user name."),
+	}
+}
+
+func (h *Heartbeat) keys() []field {
+	return []field{
+		duration("interval", &h.Interval, 200*time.Millisecond, 10*time.Second, "Time between two beats of a host on each store, and between two readings of the others' beats."),
+		duration("stale_after", &h.StaleAfter, time.Second, 2*time.Minute, "Time without a new beat after which a host's beat is stale, by the reader's own clock. At least 2 × interval + io_timeout: a beat may wait one interval to be written, take the whole io_timeout and wait one more interval to be read."),
+		duration("io_timeout", &h.IOTimeout, 200*time.Millisecond, 30*time.Second, "How long one reading or writing on a store may take. Then the store counts as hung, the process stuck in it is abandoned and another is tried."),
+		list("stores", "list of stores", "The shared stores, the same on every host. A host is alive on storage if its beat moves on any of them. \"haven store init\" prepares a new one.", maxStores, func() ([]field, func()) {
+			var s Store
+			return s.keys(), func() { h.Stores = append(h.Stores, s) }
+		}),
+	}
+}
+
+func (s *Store) keys() []field {
+	return []field{
+		must(name("name", &s.Name, "Name of the store, in beats, verdicts and messages.")),
+		must(word("type", &s.Type, []string{"dir"}, []string{"block"}, "What it is. dir is a directory on anything mounted: NFS, CephFS, GFS2, Gluster.")),
+		must(file("path", &s.Path, "Where it is. Of a dir: a directory on the shared file system, not its mount point, so that an unmounted one is noticed.")),
+	}
+}
+
+func (d *Detection) keys() []field {
+	return []field{
+		word("profile", &d.Profile, []Profile{ProfileFast, ProfileNormal, ProfileCalm}, nil, "Sets all times of gossip, raft, heartbeat and detection together; see the table below. Keys that are given override it, wherever they stand."),
+		duration("report_interval", &d.ReportInterval, 100*time.Millisecond, 10*time.Second, "Time between two reports of an agent to the master, in small clusters."),
+		duration("suspect_after", &d.SuspectAfter, 200*time.Millisecond, time.Minute, "Time without a report after which a host is looked at: probes are sent and its power state is read. Nothing else follows from it. At least 2 × report_interval."),
+		duration("silence", &d.Silence, time.Second, 10*time.Minute, "Time for which all paths to a host must be silent before it has failed. At least heartbeat.stale_after, and at least suspect_after + probe_timeout."),
+		integer("rounds", &d.Rounds, 1, 20, "Number of consecutive rounds that must agree before a verdict leads to action. Any sign of life starts the count again."),
+		duration("round_interval", &d.RoundInterval, 100*time.Millisecond, 30*time.Second, "Time between two rounds. At least probe_timeout, so that every round has answers of its own."),
+		duration("probe_timeout", &d.ProbeTimeout, 100*time.Millisecond, 30*time.Second, "How long one probe of a suspect by a neighbour may take."),
+		integer("probe_count", &d.ProbeCount, 1, 16, "Number of neighbours that are asked about a suspect, if there are so many."),
+		integer("off_readings", &d.OffReadings, 2, 10, "Number of consecutive readings of power off, each in a session of its own, that prove a host dead."),
+		duration("off_reading_gap", &d.OffReadingGap, 300*time.Millisecond, 30*time.Second, "Least time between two such readings."),
+		duration("start_up_grace", &d.StartUpGrace, 0, time.Hour, "Time after the start of an agent during which, as master, it judges nobody, so that hosts that start together are not taken for dead. A change of master does not start it anew."),
+		fraction("mass_failure_share", &d.MassFailureShare, 0.05, 1, "When more than this share of the hypervisors is bad at once, nobody is fenced and an alarm is raised: the fault is more likely to be in what they share. It must leave room for one host."),
+	}
+}
+
+func (f *Fencing) keys(actions []haven.FenceAction) []field {
+	return []field{
+		actionKey(&f.Action, actions, "What is done to a failed host. none: only report. off: power off and verify."),
+		section("limit", "Cap on power-downs in the whole cluster. At the cap no more hosts are powered down, and an alarm is raised.", []field{
+			integer("count", &f.Limit.Count, 1, 100, "Number of power-downs allowed within the window."),
+			duration("window", &f.Limit.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
+		}),
+		levels("levels", &f.Levels, "The ladder. Levels are tried in this order; all devices of a level must succeed. Two power supplies are one level of two devices."),
+		duration("check_interval", &f.CheckInterval, 10*time.Second, 4*time.Minute, "Time between two background readings of each device. They find a wrong password today, and make a device trusted: one that said on within the last ten minutes, while its host lived."),
+		duration("verify_timeout", &f.VerifyTimeout, 40*time.Second, 10*time.Minute, "How long one device is given to be read off, power commands that are sent again included, before the next level is tried. Slow boards need 10 s, and report it 20 s late."),
+		deviceTable(f.Devices, nil, "Defaults for the devices that hosts have, by name."),
+	}
+}
+
+func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) field {
+	later := slices.DeleteFunc(
+		[]haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink},
+		func(a haven.FenceAction) bool { return slices.Contains(actions, a) })
+	return word("action", dst, actions, later, doc)
+}
+
+func (v *Device) keys() []field {
+	return []field{
+		word("driver", &v.Driver, []string{"ipmi"}, []string{"redfish", "command", "watchdog", "manual"}, "How to talk to it. Required, here or in the cluster's defaults."),
+		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host."),
+		port("port", &v.Port, "UDP port of the BMC."),
+		username("username", &v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
+		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
+		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included."),
+		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
+		word("privilege", &v.Privilege, []string{"operator", "administrator"}, nil, "Level that is asked for in the session. operator is enough for power control."),
+	}
+}
+
+// deviceTable reads devices into a map. Each starts as the one of that name in
+// base, if there is one, so that only what differs must be written.
+func deviceTable(dst, base map[string]Device, doc string) field {
+	return table("devices", "section of devices", doc, checkName, func(n string) ([]field, func()) {
+		v, ok := base[n]
+		if !ok {
+			v = defaultDevice()
+		}
+		return v.keys(), func() { dst[n] = v }
+	})
+}
+
+func (r *Restart) keys() []field {
+	return []field{
+		word("protect", &r.Protect, []string{"all", "opt-in"}, nil, "Which VMs are protected: every persistent one that runs, or only those that were chosen by name."),
+		integer("max_starts_in_flight", &r.MaxStartsInFlight, 1, 64, "Number of VMs that one host starts at the same time. Proxmox VE starts 4 per host, vSphere up to 32; more at once make each of them slower on hosts that are busy already."),
+		integer("memory_reserve_mib", &r.MemoryReserveMiB, 0, 1<<20, "Memory of each host that is kept free of VMs, for the host itself, in MiB."),
+	}
+}
+
+func checkHostName(s string) error {
+	_, err := haven.ParseHostID(s)
+	return err //nolint:wrapcheck // the message is shown to a person as it is
+}
+
+// hostKeys returns the fields of the host called n. Its fence settings start
+// as the cluster's, which were read before, and its own keys override them.
+func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func()) {
+	h := Host{
+		ID: haven.HostID(n), Role: haven.RoleHypervisor,
+		Fencing: HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices)},
+	}
+	fields := []field{
+		must(address("address", &h.Address, "The host's address on the management network.")),
+		name("zone", &h.Zone, "What fails together, such as a rack. Voters and VMs are spread over zones."),
+		word("role", &h.Role, []haven.Role{haven.RoleHypervisor, haven.RoleWitness}, nil, "hypervisor: runs VMs. witness: votes and observes only, and is never fenced."),
+		section("fencing", "What differs for this host; the cluster's fencing section stands for the rest.", []field{
+			actionKey(&h.Fencing.Action, actions, "As fencing.action."),
+			levels("levels", &h.Fencing.Levels, "As fencing.levels."),
+			deviceTable(h.Fencing.Devices, c.Fencing.Devices, "The host's devices. Keys that are not given come from the cluster's device of the same name."),
+		}),
+	}
+	return fields, func() {
+		if h.Role == haven.RoleWitness {
+			h.Fencing = HostFencing{Action: haven.ActionNone}
+		}
+		c.Hosts[h.ID] = h
+	}
+}

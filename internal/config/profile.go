@@ -1,0 +1,89 @@
+package config
+
+import (
+	"time"
+
+	"github.com/haven-ha/haven"
+)
+
+// Profile names a set of times that fit together.
+type Profile string
+
+// The profiles.
+const (
+	// ProfileFast is for quiet, dedicated networks and stores.
+	ProfileFast Profile = "fast"
+	// ProfileNormal stands stalls of a second or two without a change of master
+	// that matters, and of less than four without a false suspicion by gossip.
+	ProfileNormal Profile = "normal"
+	// ProfileCalm is for loaded hosts and slow stores.
+	ProfileCalm Profile = "calm"
+)
+
+// Default returns the configuration that an empty file would have under the
+// profile. It lacks what has no default: names, addresses, files and hosts.
+func Default(p Profile) *Config {
+	c := &Config{
+		DataDir: "/var/lib/haven",
+		Log:     Log{Level: "info", Format: "text"},
+		Gossip:  Gossip{Port: 7946, PushPullInterval: 10 * time.Second, RejoinInterval: 5 * time.Second},
+		API:     API{Port: 7947, Socket: "/run/haven/havend.sock"},
+		Libvirt: Libvirt{Socket: "/run/libvirt/libvirt-sock"},
+		Helper:  Helper{Port: helperPort},
+		Detection: Detection{
+			Profile: p, ProbeCount: 3, OffReadings: 2, MassFailureShare: 0.5,
+		},
+		Fencing: Fencing{
+			Action:        haven.ActionOff,
+			Limit:         Limit{Count: 3, Window: time.Hour},
+			CheckInterval: time.Minute,
+			VerifyTimeout: time.Minute,
+			Devices:       map[string]Device{},
+		},
+		Restart: Restart{Protect: "all", MaxStartsInFlight: 4, MemoryReserveMiB: 512},
+		Hosts:   map[haven.HostID]Host{},
+	}
+	c.setTimes(p)
+	return c
+}
+
+const (
+	helperPort      = 8443 // of CloudStack's KVM HA helper, with TLS
+	helperPortPlain = 8080 // the same without
+)
+
+func defaultDevice() Device {
+	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto", Privilege: "operator"}
+}
+
+// setTimes sets every time that belongs to a profile. Gossip and Raft values
+// were chosen by simulating stalls and losses: gossip takes a host for dead
+// after about multiplier × log10(hosts) × probe interval, and a leader that
+// stalls longer than its lease costs a change of master, which is harmless.
+func (c *Config) setTimes(p Profile) {
+	const ms, s = time.Millisecond, time.Second
+	g, r, b, d := &c.Gossip, &c.Raft, &c.Heartbeat, &c.Detection
+	switch p {
+	case ProfileFast:
+		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 500*ms, 250*ms, 5, 100*ms
+		r.Heartbeat, r.Election, r.Lease, r.Commit = 500*ms, 500*ms, 500*ms, 100*ms
+		b.Interval, b.StaleAfter, b.IOTimeout = 500*ms, 2*s, 1*s
+		d.ReportInterval, d.SuspectAfter, d.Silence = 250*ms, 600*ms, 2500*ms
+		d.Rounds, d.RoundInterval, d.ProbeTimeout = 3, 500*ms, 500*ms
+		d.OffReadingGap, d.StartUpGrace = 300*ms, 30*s
+	case ProfileCalm:
+		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 1*s, 500*ms, 6, 200*ms
+		r.Heartbeat, r.Election, r.Lease, r.Commit = 2*s, 2*s, 1500*ms, 500*ms
+		b.Interval, b.StaleAfter, b.IOTimeout = 2*s, 10*s, 5*s
+		d.ReportInterval, d.SuspectAfter, d.Silence = 1*s, 3*s, 20*s
+		d.Rounds, d.RoundInterval, d.ProbeTimeout = 5, 2*s, 2*s
+		d.OffReadingGap, d.StartUpGrace = 1*s, 5*time.Minute
+	case ProfileNormal:
+		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 1*s, 500*ms, 4, 200*ms
+		r.Heartbeat, r.Election, r.Lease, r.Commit = 1*s, 1*s, 1*s, 200*ms
+		b.Interval, b.StaleAfter, b.IOTimeout = 1*s, 4*s, 2*s
+		d.ReportInterval, d.SuspectAfter, d.Silence = 500*ms, 1*s, 8*s
+		d.Rounds, d.RoundInterval, d.ProbeTimeout = 3, 1*s, 1*s
+		d.OffReadingGap, d.StartUpGrace = 300*ms, 60*s
+	}
+}
