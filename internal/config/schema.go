@@ -310,8 +310,8 @@ func address(key string, dst *netip.Addr, doc string) field {
 			}
 			a, err := netip.ParseAddr(text)
 			switch {
-			case err != nil:
-				d.bad(n, path, "is not an IP address", "write the address itself, such as 10.0.0.11 or fd00::11, without port and brackets; names are not looked up, since name servers fail too")
+			case err != nil || a.Zone() != "":
+				d.bad(n, path, "is not an IP address", "write the address itself, such as 10.0.0.11 or fd00::11, without port, brackets and interface; names are not looked up, since name servers fail too")
 			case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 				d.bad(n, path, text+" is not the address of one machine", "write the machine's own address")
 			default:
