@@ -118,7 +118,7 @@ func (t *table) alive(now time.Time, name string, addr netip.AddrPort, raw []byt
 		e = &entry{state: StateUnknown, since: now}
 		t.members[id] = e
 	}
-	before, was := e.meta, e.state
+	before, was, left, unreadable := e.meta, e.state, e.leave(), e.metaErr
 	e.addr = addr
 	if !bytes.Equal(raw, e.raw) || e.raw == nil {
 		e.raw = bytes.Clone(raw)
@@ -132,6 +132,9 @@ func (t *table) alive(now time.Time, name string, addr netip.AddrPort, raw []byt
 	}
 	if was == StateAlive {
 		detail := ""
+		if before.Leave = e.meta.Leave; before == e.meta && e.metaErr == unreadable && e.leave() == left {
+			return nil // The notice told it before.
+		}
 		if before.Session != e.meta.Session {
 			detail = "the agent was restarted"
 		}

@@ -88,6 +88,12 @@ func TestTable(t *testing.T) {
 		{"garbage hides an older reason", []step{
 			{1, alive(1, haven.LeaveStopped), EventJoined, StateAlive, haven.LeaveStopped, 0},
 			{2, from(addrB, []byte("garbage")), EventUpdated, StateAlive, none, 1}, {3, gone, EventDied, StateDead, none, 0}}},
+		{"what the notice told the meta does not tell again", []step{
+			{1, alive(1, none), EventJoined, StateAlive, none, 0}, {2, said(1, haven.LeaveStopped), EventUpdated, StateAlive, haven.LeaveStopped, 1},
+			{3, alive(1, haven.LeaveStopped), "", StateAlive, haven.LeaveStopped, 2}}},
+		{"from garbage back to what it was", []step{
+			{1, alive(1, none), EventJoined, StateAlive, none, 0}, {2, from(addrB, []byte{9}), EventUpdated, StateAlive, none, 1},
+			{3, alive(1, none), EventUpdated, StateAlive, none, 2}}},
 		{"never seen", []step{{4, gone, "", StateUnknown, none, 4}, {5, said(0, haven.LeaveStopped), "", StateUnknown, none, 5}, {6, conflict, EventConflict, StateUnknown, none, 6}}},
 		{"another address is a stranger", []step{{1, from(addrX, metaOf(1, none)), EventStranger, StateAlive, none, 0}, {2, gone, EventStranger, StateDead, none, 0},
 			{3, alive(1, none), EventJoined, StateAlive, none, 0}}},
