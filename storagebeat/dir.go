@@ -1,0 +1,292 @@
+package storagebeat
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	haven "github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/blockio"
+)
+
+const (
+	identityName = "identity.json"
+	beatsName    = "beats"
+	// maxFiles bounds what is read from a directory that somebody filled.
+	maxFiles = 2048
+	// rereads is how often a torn record is read again at once: a write that
+	// was in the middle is done by then.
+	rereads = 2
+)
+
+// dirStore is a store in a directory of anything that all hosts mount:
+//
+//	identity.json          the identity
+//	beats/HOST.agent       one record
+//	beats/HOST.helper      one record
+//
+// It lives in the child process, because every call in it may block for ever. It
+// is not safe for concurrent use.
+//
+// Files stay open from beat to beat, for speed and so that a beat needs no name
+// lookup. But a handle may outlive its file: so each record that did not
+// change since the last time is read again through a fresh one, which is also when
+// network file systems ask the server. Silence is never an old handle's.
+type dirStore struct {
+	path    string
+	cluster string // the store must be of this cluster; empty takes any
+	id      Identity
+	reading map[string]*openBeat
+	writing map[string]*blockio.File
+	written map[string][]byte // what was last written, to notice that it went elsewhere
+	buf     []byte
+}
+
+type openBeat struct {
+	f    *blockio.File
+	last [RecordSize]byte
+}
+
+func newDirStore(path, cluster string) *dirStore {
+	return &dirStore{
+		path: path, cluster: cluster,
+		reading: make(map[string]*openBeat), writing: make(map[string]*blockio.File), written: make(map[string][]byte),
+		buf: blockio.Buffer(RecordSize),
+	}
+}
+
+// readAll reads all records. Errors of single records are in the records.
+func (d *dirStore) readAll() (Contents, error) {
+	id, err := d.identify()
+	if err != nil {
+		return Contents{}, err
+	}
+	names, err := d.list()
+	if err != nil {
+		d.drop()
+		return Contents{}, err
+	}
+	c := Contents{Identity: id}
+	for _, name := range names {
+		host, writer, ok := parseBeatName(name)
+		if !ok {
+			continue
+		}
+		raw := RawBeat{Host: host, Writer: writer}
+		raw.Data, raw.Err = d.readBeat(name)
+		c.Beats = append(c.Beats, raw)
+		if want := d.written[name]; want != nil && !bytes.Equal(want, raw.Data) {
+			d.dropWriting(name)
+		}
+	}
+	for name := range d.reading {
+		if !slices.Contains(names, name) {
+			d.dropReading(name)
+		}
+	}
+	return c, nil
+}
+
+// identify reads the identity through its name, every time: this is what tells
+// a mount that went away from the mount itself.
+func (d *dirStore) identify() (Identity, error) {
+	id, err := readIdentity(d.path)
+	if err == nil && d.cluster != "" && id.Cluster != d.cluster {
+		err = fmt.Errorf("store %s of cluster %q, want cluster %q: %w", id.ID, id.Cluster, d.cluster, ErrForeign)
+	}
+	if err != nil {
+		d.drop()
+		return Identity{}, err
+	}
+	if id != d.id {
+		d.drop()
+		d.id = id
+	}
+	return id, nil
+}
+
+func readIdentity(path string) (Identity, error) {
+	f, err := os.OpenFile(filepath.Join(path, identityName), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return Identity{}, fmt.Errorf("open identity: %w: %w", err, ErrNoIdentity)
+	}
+	if err != nil {
+		return Identity{}, fmt.Errorf("open identity: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, identityLimit))
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return Identity{}, fmt.Errorf("read identity: %w", err)
+	}
+	return decodeIdentity(b)
+}
+
+// list returns the names in the directory of beats, sorted.
+func (d *dirStore) list() ([]string, error) {
+	f, err := os.Open(filepath.Join(d.path, beatsName))
+	if err != nil {
+		return nil, fmt.Errorf("list beats: %w", err)
+	}
+	names, err := f.Readdirnames(maxFiles + 1)
+	if cerr := f.Close(); err == nil || errors.Is(err, io.EOF) {
+		err = cerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list beats: %w", err)
+	}
+	if len(names) > maxFiles {
+		return nil, fmt.Errorf("list beats: more than %d files: %w", maxFiles, ErrForeign)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// readBeat reads one record.
+func (d *dirStore) readBeat(name string) ([]byte, error) {
+	h, kept := d.reading[name]
+	if kept {
+		if err := d.readInto(h); err == nil && whole(d.buf) && !bytes.Equal(d.buf, h.last[:]) {
+			h.last = [RecordSize]byte(d.buf)
+			return bytes.Clone(d.buf), nil
+		}
+		// It failed, was torn or did not change: see whether the name still
+		// means the same file.
+		d.dropReading(name)
+	}
+	f, err := blockio.Open(d.beatPath(name), blockio.Read)
+	if err != nil {
+		return nil, fmt.Errorf("open beat: %w", err)
+	}
+	h = &openBeat{f: f}
+	err = d.readInto(h)
+	for i := 0; i < rereads && err == nil && !whole(d.buf) && !blank(d.buf); i++ {
+		err = d.readInto(h)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("read beat: %w", err)
+	}
+	h.last = [RecordSize]byte(d.buf)
+	d.reading[name] = h
+	return bytes.Clone(d.buf), nil
+}
+
+func (d *dirStore) readInto(h *openBeat) error {
+	clear(d.buf)
+	_, err := h.f.ReadAt(d.buf, 0) // A short file reads as zeros: blank or torn, never a beat.
+	return err
+}
+
+// write writes one record in place. It returns when the storage has it.
+func (d *dirStore) write(raw RawBeat) error {
+	id, err := d.identify()
+	if err != nil {
+		return err
+	}
+	name := beatName(raw.Host, raw.Writer)
+	b, err := decodeAt(id.ID, raw)
+	if err != nil {
+		return fmt.Errorf("beat for store %s: %w", id.ID, err)
+	}
+	if err = d.writeBeat(name, raw.Data); errors.Is(err, syscall.ESTALE) {
+		err = d.writeBeat(name, raw.Data)
+	}
+	if err != nil {
+		return fmt.Errorf("write beat %d: %w", b.Sequence, err)
+	}
+	d.written[name] = bytes.Clone(raw.Data)
+	return nil
+}
+
+func (d *dirStore) writeBeat(name string, data []byte) (err error) {
+	defer func() {
+		if err != nil {
+			d.dropWriting(name)
+		}
+	}()
+	if f := d.writing[name]; f != nil {
+		if linked, err := f.Linked(); err != nil || !linked {
+			d.dropWriting(name)
+		}
+	}
+	f := d.writing[name]
+	if f == nil {
+		if f, err = d.openForWriting(name); err != nil {
+			return err
+		}
+		d.writing[name] = f
+	}
+	copy(d.buf, data)
+	return f.WriteAt(d.buf, 0)
+}
+
+// openForWriting opens a record's file, and makes it in its full size when it
+// is not there, so that a store that fills up later cannot stop the beats.
+func (d *dirStore) openForWriting(name string) (*blockio.File, error) {
+	f, err := blockio.Open(d.beatPath(name), blockio.Create)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	if err == nil && size < RecordSize {
+		if err = f.Allocate(RecordSize); err == nil {
+			err = blockio.SyncDir(filepath.Join(d.path, beatsName))
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// drop closes everything; the next operation opens anew.
+func (d *dirStore) drop() {
+	for name := range d.reading {
+		d.dropReading(name)
+	}
+	for name := range d.writing {
+		d.dropWriting(name)
+	}
+	d.id = Identity{}
+}
+
+func (d *dirStore) dropReading(name string) {
+	if h := d.reading[name]; h != nil {
+		_ = h.f.Close()
+		delete(d.reading, name)
+	}
+}
+
+func (d *dirStore) dropWriting(name string) {
+	if f := d.writing[name]; f != nil {
+		_ = f.Close() // Nothing is lost: every write was waited for.
+		delete(d.writing, name)
+	}
+	delete(d.written, name)
+}
+
+func (d *dirStore) beatPath(name string) string { return filepath.Join(d.path, beatsName, name) }
+
+func beatName(h haven.HostID, w Writer) string { return string(h) + "." + w.String() }
+
+func parseBeatName(name string) (haven.HostID, Writer, bool) {
+	i := strings.LastIndexByte(name, '.')
+	if i < 0 {
+		return "", 0, false
+	}
+	h, err := haven.ParseHostID(name[:i])
+	if err != nil {
+		return "", 0, false
+	}
+	w, err := ParseWriter(name[i+1:])
+	return h, w, err == nil
+}

@@ -1,0 +1,128 @@
+package storagebeat
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	haven "github.com/haven-ha/haven"
+)
+
+// A message on the pipes between a process and its child is
+//
+//	length of the header u32, length of the records u32, header as JSON, records
+//
+// with little-endian lengths. The child answers each request with one message of
+// the same id.
+const (
+	maxHeader  = 1 << 20
+	maxRecords = maxFiles * RecordSize
+)
+
+type op string
+
+const (
+	opRead  op = "read"
+	opWrite op = "write"
+	opProbe op = "probe"
+	opInit  op = "init"
+	opCheck op = "check"
+)
+
+type request struct {
+	ID     uint64       `json:"id"`
+	Op     op           `json:"op"`
+	Host   haven.HostID `json:"host,omitempty"`   // of a write; the record follows
+	Writer Writer       `json:"writer,omitempty"` // of a write
+	Path   string       `json:"path,omitempty"`   // of a probe
+	Init   *InitOptions `json:"init,omitempty"`
+
+	record []byte
+}
+
+type response struct {
+	ID       uint64       `json:"id"`
+	Error    *wireError   `json:"error,omitempty"`
+	Identity *Identity    `json:"identity,omitempty"`
+	Beats    []wireBeat   `json:"beats,omitempty"`
+	Check    *CheckReport `json:"check,omitempty"`
+	Probe    *Probe       `json:"probe,omitempty"`
+
+	records []byte
+}
+
+// wireBeat announces one of the records, unless it has an error.
+type wireBeat struct {
+	Host   haven.HostID `json:"h"`
+	Writer Writer       `json:"w"`
+	Error  *wireError   `json:"e,omitempty"`
+}
+
+func (r *response) setContents(c Contents) {
+	r.Identity = &c.Identity
+	r.records = make([]byte, 0, len(c.Beats)*RecordSize)
+	for _, raw := range c.Beats {
+		r.Beats = append(r.Beats, wireBeat{raw.Host, raw.Writer, toWire(raw.Err)})
+		if raw.Err == nil {
+			r.records = append(r.records, raw.Data...)
+		}
+	}
+}
+
+func (r *response) contents() (Contents, error) {
+	if r.Identity == nil {
+		return Contents{}, errors.New("answer without an identity")
+	}
+	c := Contents{Identity: *r.Identity}
+	rest := r.records
+	for _, w := range r.Beats {
+		raw := RawBeat{Host: w.Host, Writer: w.Writer, Err: fromWire(w.Error)}
+		if raw.Err == nil {
+			if len(rest) < RecordSize {
+				return Contents{}, errors.New("answer with too few records")
+			}
+			raw.Data, rest = rest[:RecordSize:RecordSize], rest[RecordSize:]
+		}
+		c.Beats = append(c.Beats, raw)
+	}
+	if len(rest) > 0 {
+		return Contents{}, errors.New("answer with too many records")
+	}
+	return c, nil
+}
+
+func sendMessage(w io.Writer, header any, records []byte) error {
+	h, err := json.Marshal(header)
+	if err != nil {
+		return err
+	}
+	if len(h) > maxHeader || len(records) > maxRecords {
+		return fmt.Errorf("message of %d and %d octets is too long", len(h), len(records))
+	}
+	m := make([]byte, 8, 8+len(h)+len(records))
+	binary.LittleEndian.PutUint32(m, uint32(len(h)))
+	binary.LittleEndian.PutUint32(m[4:], uint32(len(records)))
+	_, err = w.Write(append(append(m, h...), records...))
+	return err
+}
+
+func receiveMessage(r io.Reader, header any) (records []byte, err error) {
+	var lengths [8]byte
+	if _, err := io.ReadFull(r, lengths[:]); err != nil {
+		return nil, err
+	}
+	h, n := binary.LittleEndian.Uint32(lengths[:]), binary.LittleEndian.Uint32(lengths[4:])
+	if h > maxHeader || n > maxRecords {
+		return nil, fmt.Errorf("message of %d and %d octets is too long", h, n)
+	}
+	text, records := make([]byte, h), make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(r, records); err != nil {
+		return nil, err
+	}
+	return records, json.Unmarshal(text, header)
+}
