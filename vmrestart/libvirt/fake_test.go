@@ -103,9 +103,7 @@ func (f *fakeLibvirtd) listen() {
 		f.t.Fatal(err)
 	}
 	f.ln = ln
-	f.serving.Add(1)
-	go func() {
-		defer f.serving.Done()
+	f.serving.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
@@ -118,7 +116,7 @@ func (f *fakeLibvirtd) listen() {
 			f.serving.Add(1)
 			go f.serve(c)
 		}
-	}()
+	})
 }
 
 // stop ends the listener and all connections, as the daemon's death would.

@@ -79,11 +79,15 @@ func call[T any](ctx context.Context, p *pool, op string, fn func(context.Contex
 	}
 	begun := time.Now()
 	answers := make(chan answer, 1)
-	if !p.fly(k, op, func(s *session) error {
-		v, err := fn(ctx, s.l)
-		answers <- answer{v, err}
-		return err
-	}, func(err error) { answers <- answer{none, err} }, ctx) {
+	flies := p.fly(ctx, k, op, func(s *session, err error) error {
+		a := answer{err: err}
+		if err == nil {
+			a.value, a.err = fn(ctx, s.l)
+		}
+		answers <- a
+		return a.err
+	})
+	if !flies {
 		return none, fmt.Errorf("%w: the client is closed", haven.ErrUnavailable)
 	}
 	select {
@@ -123,42 +127,35 @@ func (p *pool) take(ctx context.Context, op string) (*link, error) {
 }
 
 // fly starts the goroutine that owns the link until the call has ended. It
-// reports whether it did.
-func (p *pool) fly(k *link, op string, run func(*session) error, unconnected func(error), caller context.Context) bool {
+// reports whether it did. run gets the session, or why there is none.
+func (p *pool) fly(caller context.Context, k *link, op string, run func(*session, error) error) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.base.Err() != nil {
-		p.mu.Unlock()
-		p.free <- k
+		p.free <- k // There is room: the link came from there.
 		return false
 	}
-	p.flying.Add(1)
 	begun := time.Now()
 	p.calls[op] = begun
-	p.mu.Unlock()
-	go func() {
-		defer p.flying.Done()
+	p.flying.Go(func() {
 		err := p.ensure(k)
 		if err != nil {
-			unconnected(err)
+			err = run(nil, err)
 		} else {
 			err = p.guarded(k, run)
 		}
-		p.landed(op, begun, err, caller)
+		p.landed(caller, op, begun, err)
 		p.free <- k
-	}()
+	})
 	return true
 }
 
 // guarded runs the call, closes its connection at the hold limit, and leaves a
 // call behind that does not end even then.
-func (p *pool) guarded(k *link, run func(*session) error) error {
+func (p *pool) guarded(k *link, run func(*session, error) error) error {
 	s := k.s
 	done := make(chan error, 1)
-	p.flying.Add(1)
-	go func() {
-		defer p.flying.Done()
-		done <- run(s)
-	}()
+	p.flying.Go(func() { done <- run(s, nil) })
 	hold := time.NewTimer(p.hold)
 	defer hold.Stop()
 	var err error
@@ -213,7 +210,7 @@ func (p *pool) drop(k *link) {
 }
 
 // landed forgets a call, and tells of one whose caller has left.
-func (p *pool) landed(op string, begun time.Time, err error, caller context.Context) {
+func (p *pool) landed(caller context.Context, op string, begun time.Time, err error) {
 	p.mu.Lock()
 	if p.calls[op].Equal(begun) {
 		delete(p.calls, op)
