@@ -256,7 +256,7 @@ func (k *checker) addresses() {
 			if host, ok := owner[v.Address]; ok {
 				k.wrong(fmt.Sprintf("%s is the address of host %s itself, not of a BMC", v.Address, host), "write the address of the BMC: it must answer when the host cannot", key)
 			}
-			seat := netip.AddrPortFrom(v.Address, uint16(v.Port)) //nolint:gosec // 1 to 65535 was checked
+			seat := netip.AddrPortFrom(v.Address, uint16(v.Port))
 			if other, twice := bmc[seat]; twice {
 				k.wrong(fmt.Sprintf("%s is a device of host %s as well: one of the two would be powered off for the other", v.Address, other), "give each host the address of its own BMC", key)
 				continue

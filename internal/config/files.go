@@ -57,7 +57,7 @@ func (f fileUse) check() (warning string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer file.Close() //nolint:errcheck // nothing was written
+	defer func() { _ = file.Close() }() // opened for reading
 	if _, err := file.Read(make([]byte, 1)); err != nil {
 		return "", fmt.Errorf("read %s: %w", f.path, err)
 	}

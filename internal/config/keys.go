@@ -45,7 +45,7 @@ func (l *Log) keys() []field {
 
 func (g *Gossip) keys() []field {
 	return []field{
-		port("port", &g.Port, "UDP and TCP port, on every host's address."),
+		port(&g.Port, "UDP and TCP port, on every host's address."),
 		must(file("key_file", &g.KeyFile, "File with the key that encrypts gossip, the same on every host; \"haven keys\" makes one. While keys are being changed it holds up to three, one on each line, the one in use first.")),
 		duration("probe_interval", &g.ProbeInterval, 100*time.Millisecond, 30*time.Second, "Time between two probes of other members by one member."),
 		duration("probe_timeout", &g.ProbeTimeout, 50*time.Millisecond, 10*time.Second, "How long a direct probe may take before others are asked to probe. Less than probe_interval."),
@@ -58,7 +58,7 @@ func (g *Gossip) keys() []field {
 
 func (a *API) keys() []field {
 	return []field{
-		port("port", &a.Port, "TCP port, on every host's address."),
+		port(&a.Port, "TCP port, on every host's address."),
 		must(file("ca_file", &a.CAFile, "Certificate of the authority that signed all hosts' certificates, PEM; \"haven pki\" makes one.")),
 		must(file("cert_file", &a.CertFile, "This host's certificate, PEM.")),
 		must(file("key_file", &a.KeyFile, "Private key of this host's certificate, PEM.")),
@@ -81,7 +81,7 @@ func (l *Libvirt) keys() []field {
 }
 
 func (h *Helper) keys() []field {
-	portField := port("port", &h.Port, "TCP port, on every host's address. With plain: true the default is 8080.")
+	portField := port(&h.Port, "TCP port, on every host's address. With plain: true the default is 8080.")
 	return []field{
 		boolean("plain", &h.Plain, "Serve HTTP without TLS. The list of VMs, and the password if there is one, then cross the network in the clear."),
 		portField,
@@ -154,7 +154,7 @@ func (v *Device) keys() []field {
 	return []field{
 		word("driver", &v.Driver, []string{"ipmi"}, []string{"redfish", "command", "watchdog", "manual"}, "How to talk to it. Required, here or in the cluster's defaults."),
 		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host."),
-		port("port", &v.Port, "UDP port of the BMC."),
+		port(&v.Port, "UDP port of the BMC."),
 		username("username", &v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
 		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included."),
@@ -185,7 +185,7 @@ func (r *Restart) keys() []field {
 
 func checkHostName(s string) error {
 	_, err := haven.ParseHostID(s)
-	return err //nolint:wrapcheck // the message is shown to a person as it is
+	return err
 }
 
 // hostKeys returns the fields of the host called n. Its fence settings start

@@ -36,7 +36,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open configuration: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer func() { _ = f.Close() }() // opened for reading
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -119,7 +119,7 @@ func Check(path string, w io.Writer, opts ...Option) int {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		problems, warnings = e.Problems, e.Warnings
 	} else if err != nil {
-		fmt.Fprintf(w, "error: %v\n", err) //nolint:errcheck // nobody is left to tell
+		fmt.Fprintf(w, "error: %v\n", err)
 		return 2
 	} else {
 		missing, loose := c.CheckFiles()
@@ -128,7 +128,6 @@ func Check(path string, w io.Writer, opts ...Option) int {
 	}
 	writeProblems(w, "error", problems)
 	writeProblems(w, "warning", warnings)
-	//nolint:errcheck // nobody is left to tell
 	fmt.Fprintf(w, "%s: %s, %s\n", path, count(len(problems), "error"), count(len(warnings), "warning"))
 	if len(problems) > 0 {
 		return 1

@@ -87,7 +87,7 @@ func sortProblems(ps []Problem) {
 // is "error" or "warning".
 func writeProblems(w io.Writer, word string, ps []Problem) {
 	for _, p := range ps {
-		fmt.Fprintf(w, "%s: %s\n", word, p) //nolint:errcheck // a terminal that went away has no reader to tell
+		fmt.Fprintf(w, "%s: %s\n", word, p)
 	}
 }
 

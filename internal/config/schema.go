@@ -148,7 +148,7 @@ func integer(name string, dst *int, least, most int, doc string) field {
 	return f
 }
 
-func port(name string, dst *int, doc string) field { return integer(name, dst, 1, 65535, doc) }
+func port(dst *int, doc string) field { return integer("port", dst, 1, 65535, doc) }
 
 func fraction(name string, dst *float64, least, most float64, doc string) field {
 	limits := fmt.Sprintf("%g to %g", least, most)
