@@ -246,17 +246,17 @@ func (r *Run) onCommand(now time.Time, err error) Effect {
 	case errors.Is(err, ErrAuth), errors.Is(err, ErrUnsupported):
 		r.refused++
 	}
-	if err != nil {
-		r.lastErr = err
-		r.note(now, "power off: "+err.Error())
-	} else {
-		r.note(now, "power off accepted")
-	}
-	if r.over(now) {
-		return r.stop(now, "time is up")
-	}
 	// Accepted or not, only a look tells what became of it: the command may
 	// have worked and its answer been lost.
+	switch {
+	case r.over(now):
+		return r.stop(now, "time is up")
+	case err == nil:
+		r.note(now, "power off accepted")
+		return r.read()
+	}
+	r.lastErr = err
+	r.note(now, "power off: "+err.Error())
 	return Effect{Do: DoWait, Until: now.Add(r.policy.Gap)}
 }
 

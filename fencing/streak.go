@@ -29,6 +29,8 @@ func (s *streak) push(r Reading) {
 		s.reset()
 		return
 	case haven.PowerOff:
+	case haven.PowerUnknown:
+		return
 	default:
 		return
 	}

@@ -116,16 +116,26 @@ func open(ctx context.Context, conn net.Conn, s suite, cred credentials, timeout
 		ses.farewell() // its answer may be lost and the session be open
 		return nil, err
 	}
-	// A session starts as User; control needs Operator. Asking for it in each
+	// A session may start as User; control needs Operator. Asking for it in each
 	// session finds an account without the privilege before the outage.
-	if _, err := ses.command(ctx, &app.SetSessionPrivilegeLevelRequest{PrivilegeLevel: types.PrivilegeLevelOperator}); err != nil {
+	if err := ses.raisePrivilege(ctx); err != nil {
 		ses.close(ctx)
-		if errors.Is(err, fencing.ErrUnreachable) || errors.Is(err, fencing.ErrBusy) || ctx.Err() != nil {
-			return nil, err
-		}
-		return nil, fmt.Errorf("set privilege operator: %w: %w", fencing.ErrAuth, err)
+		return nil, err
 	}
 	return ses, nil
+}
+
+func (s *session) raisePrivilege(ctx context.Context) error {
+	data, err := s.command(ctx, &app.SetSessionPrivilegeLevelRequest{PrivilegeLevel: types.PrivilegeLevelOperator})
+	switch {
+	case err == nil && len(data) > 0 && data[0]&0x0f >= byte(types.PrivilegeLevelOperator):
+		return nil
+	case err == nil:
+		return fmt.Errorf("set privilege operator: %w: a lower one was granted", fencing.ErrAuth)
+	case errors.Is(err, fencing.ErrUnreachable), errors.Is(err, fencing.ErrBusy), ctx.Err() != nil:
+		return err
+	}
+	return fmt.Errorf("set privilege operator: %w: %w", fencing.ErrAuth, err)
 }
 
 func (s *session) openSession(ctx context.Context) error {
@@ -139,15 +149,8 @@ func (s *session) openSession(ctx context.Context) error {
 		ConfidentialityPayload: crypt,
 	}
 	var res rmcpplus.OpenSessionResponse
-	err := s.setup(ctx, types.PayloadTypeRmcpOpenSessionRequest, req.Pack(), func(p []byte) bool {
-		res = rmcpplus.OpenSessionResponse{}
-		return res.Unpack(p) == nil && res.MessageTag == tag && res.RemoteConsoleSessionID == s.consoleID
-	})
-	if err != nil {
-		return fmt.Errorf("open session: %w", err)
-	}
-	if res.RmcpStatusCode != types.RmcpStatusCodeNoErrors {
-		return fmt.Errorf("open session with suite %d: %w", s.suite.id, statusError(res.RmcpStatusCode))
+	if err := s.setup(ctx, types.PayloadTypeRmcpOpenSessionRequest, tag, req.Pack(), res.Unpack); err != nil {
+		return fmt.Errorf("open session with suite %d: %w", s.suite.id, err)
 	}
 	// A device, or somebody in between, that answers with weaker algorithms
 	// than were asked for would have us talk in the open.
@@ -170,17 +173,10 @@ func (s *session) rakp12(ctx context.Context, consoleRand [16]byte, role uint8, 
 		UsernameLength:                 uint8(len(username)),
 		Username:                       []byte(username),
 	}
-	var res rmcpplus.RAKPMessage2
-	err := s.setup(ctx, types.PayloadTypeRAKPMessage1, req.Pack(), func(p []byte) bool {
-		res = rmcpplus.RAKPMessage2{AuthAlg: s.suite.auth}
-		return res.Unpack(p) == nil && res.MessageTag == tag && res.RemoteConsoleSessionID == s.consoleID
-	})
-	if err != nil {
+	res := rmcpplus.RAKPMessage2{AuthAlg: s.suite.auth}
+	if err := s.setup(ctx, types.PayloadTypeRAKPMessage1, tag, req.Pack(), res.Unpack); err != nil {
 		s.abort(types.RmcpStatusCodeInvalidSessionID)
 		return [16]byte{}, fmt.Errorf("log in: %w", err)
-	}
-	if res.RmcpStatusCode != types.RmcpStatusCodeNoErrors {
-		return [16]byte{}, fmt.Errorf("log in: %w", statusError(res.RmcpStatusCode))
 	}
 	want, err := crypto.RAKP2AuthCode(s.suite.auth, s.consoleID, s.bmcID, consoleRand[:],
 		res.ManagedSystemRandomNumber[:], res.ManagedSystemGUID[:], role, username, kuid)
@@ -204,16 +200,9 @@ func (s *session) rakp34(ctx context.Context, consoleRand, bmcRand [16]byte, rol
 		return fmt.Errorf("log in: %w", err)
 	}
 	req := rmcpplus.RAKPMessage3{MessageTag: tag, ManagedSystemSessionID: s.bmcID, KeyExchangeAuthenticationCode: code}
-	var res rmcpplus.RAKPMessage4
-	err = s.setup(ctx, types.PayloadTypeRAKPMessage3, req.Pack(), func(p []byte) bool {
-		res = rmcpplus.RAKPMessage4{AuthAlg: s.suite.auth}
-		return res.Unpack(p) == nil && res.MessageTag == tag && res.MgmtConsoleSessionID == s.consoleID
-	})
-	if err != nil {
+	res := rmcpplus.RAKPMessage4{AuthAlg: s.suite.auth}
+	if err := s.setup(ctx, types.PayloadTypeRAKPMessage3, tag, req.Pack(), res.Unpack); err != nil {
 		return fmt.Errorf("log in: %w", err)
-	}
-	if res.RmcpStatusCode != types.RmcpStatusCodeNoErrors {
-		return fmt.Errorf("log in: %w", statusError(res.RmcpStatusCode))
 	}
 	want, err := crypto.RAKP4ICV(s.suite.auth, consoleRand[:], s.bmcID, s.guid[:], sik)
 	if err != nil {
@@ -241,16 +230,36 @@ func (s *session) abort(code types.RmcpStatusCode) {
 }
 
 // setup sends one handshake message and waits for the answer of the matching
-// type that accept takes. Late answers to earlier messages are passed over.
-func (s *session) setup(ctx context.Context, t types.PayloadType, payload []byte, accept func([]byte) bool) error {
+// type and tag that unpack takes, or for a refusal. Late answers to earlier
+// messages are passed over. Some devices cut a refusal off after its status.
+func (s *session) setup(ctx context.Context, t types.PayloadType, tag uint8, payload []byte, unpack func([]byte) error) error {
 	packet := protocol.BuildRMCPPlusPacket(uint8(t), 0, 0, 0, payload)
-	return s.exchange(ctx, packet, func(p []byte) bool {
+	status := types.RmcpStatusCodeNoErrors
+	err := s.exchange(ctx, packet, func(p []byte) bool {
 		if !isRMCPPlus(p) {
 			return false
 		}
 		id, _, kind, flags, body, ok := protocol.ParseRMCPPlusHeader(p)
-		return ok && id == 0 && flags&^0x3f == 0 && kind == uint8(t)+1 && accept(body)
+		if !ok || id != 0 || flags&^0x3f != 0 || kind != uint8(t)+1 || len(body) < 2 || body[0] != tag {
+			return false
+		}
+		status = types.RmcpStatusCode(body[1])
+		if status != types.RmcpStatusCodeNoErrors {
+			return len(body) < 8 || s.mine(body)
+		}
+		return len(body) >= 8 && s.mine(body) && unpack(body) == nil
 	})
+	if err == nil && status != types.RmcpStatusCodeNoErrors {
+		return statusError(status)
+	}
+	return err
+}
+
+// mine says whether a handshake answer carries our session id; a refusal may
+// leave it out.
+func (s *session) mine(body []byte) bool {
+	id := binary.LittleEndian.Uint32(body[4:8])
+	return id == s.consoleID || (id == 0 && body[1] != 0)
 }
 
 // request is a command of go-ipmi's.
@@ -404,8 +413,10 @@ func (s *session) close(ctx context.Context) {
 
 // statusError sorts the status codes of the handshake.
 func statusError(c types.RmcpStatusCode) error {
-	kind := fencing.ErrUnsupported
+	var kind error
 	switch c {
+	case types.RmcpStatusCodeNoErrors, types.RmcpStatusCodeInvalidPayloadType, types.RmcpStatusCodeIllegalParameter:
+		kind = fencing.ErrUnsupported
 	case types.RmcpStatusCodeNoResToCreateSess, types.RmcpStatusCodeNoResToCreateSessAtRole:
 		kind = fencing.ErrBusy
 	case types.RmcpStatusCodeInvalidSessionID, types.RmcpStatusCodeInactiveSessionID:
@@ -418,13 +429,15 @@ func statusError(c types.RmcpStatusCode) error {
 		types.RmcpStatusCodeNoMatchingAuthPayload, types.RmcpStatusCodeNoMatchingIntegrityPayload,
 		types.RmcpStatusCodeInvalidConfidentAlg, types.RmcpStatusCodeNoCipherSuiteMatch:
 		kind = errSuite
+	default: // a code of the vendor's own
+		kind = fencing.ErrUnsupported
 	}
 	return fmt.Errorf("%w: status %#02x, %s", kind, uint8(c), c)
 }
 
 // completionError sorts the completion codes of commands.
 func completionError(c types.CompletionCode) error {
-	switch c {
+	switch c { //exhaustive:ignore // Most of the hundred codes belong to other commands.
 	case types.CodeNodeBusy, types.CodeProcessTimeout, types.CodeOutOfSpace, types.CodeCannotProvideResponse,
 		types.CodeCannotProvideResponseFirmwareUpdate, types.CodeCannotProvideResponseBMCInitialize,
 		types.CodeUnspecifiedError:
