@@ -1,0 +1,240 @@
+// Command lab builds a lab of real parts for people to play with, and breaks it
+// on request:
+//
+//	lab [-dir DIR] up [-hosts 3] [-bmc sim|go] [-nolocks]
+//	lab down | status
+//	lab power HOST on|off|mains|restore|shutdown
+//	lab hang HOST | unhang HOST
+//	lab cut HOST mgmt|stor|oob | heal HOST mgmt|stor|oob
+//	lab oneway FROM TO cut|heal
+//	lab storage HOST|all ok|hang|eio|estale|ro|nospc|slow [DELAY]
+//	lab bmc HOST kill|unplug|hang|heal|slow [DELAY]
+//	lab guest NAME [HOST]              make it, and start it on HOST
+//	lab program HOST NAME kill|pause|resume|hold|start
+//	lab exec HOST COMMAND...
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/haven-ha/haven/test/lab"
+)
+
+const defaultDir = "/tmp/haven-lab"
+
+var errUsage = errors.New("see the usage with -h")
+
+func main() {
+	lab.RunChild()
+	os.Exit(run())
+}
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	flags := flag.NewFlagSet("lab", flag.ExitOnError)
+	dir := flags.String("dir", defaultDir, "state directory")
+	flags.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: lab [-dir DIR] up|down|status|power|hang|unhang|cut|heal|oneway|storage|bmc|guest|program|exec …")
+		flags.PrintDefaults()
+	}
+	_ = flags.Parse(os.Args[1:]) // exits on error
+	if flags.NArg() == 0 {
+		flags.Usage()
+		return 2
+	}
+	err := do(ctx, *dir, flags.Arg(0), flags.Args()[1:])
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errUsage):
+		flags.Usage()
+		return 2
+	default:
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 1
+	}
+}
+
+func do(ctx context.Context, dir, verb string, args []string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	switch verb {
+	case "up":
+		return up(ctx, dir, log, args)
+	case "down":
+		return lab.Down(ctx, dir)
+	}
+	l, err := lab.Open(dir, log)
+	if err != nil {
+		return err
+	}
+	switch {
+	case verb == "status":
+		return status(ctx, l)
+	case len(args) == 0:
+		return errUsage
+	case verb == "storage" && args[0] == "all":
+		return l.Each(func(h *lab.Host) error { return storage(ctx, h, args[1:]) })
+	case verb == "guest":
+		return guest(ctx, l, args)
+	}
+	h, err := l.HostNamed(args[0])
+	if err != nil {
+		return err
+	}
+	if verb == "oneway" {
+		return oneWay(ctx, l, h, args[1:])
+	}
+	return breakHost(ctx, h, verb, args[1:])
+}
+
+func up(ctx context.Context, dir string, log *slog.Logger, args []string) error {
+	flags := flag.NewFlagSet("up", flag.ExitOnError)
+	hosts := flags.Int("hosts", 3, "number of hosts")
+	bmc := flags.String("bmc", string(lab.BMCSim), "BMC firmware, sim or go")
+	noLocks := flags.Bool("nolocks", false, "keep file locks to each host")
+	_ = flags.Parse(args) // exits on error
+	l, err := lab.New(ctx, lab.Config{
+		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, Persist: true, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	return status(ctx, l)
+}
+
+func status(ctx context.Context, l *lab.Lab) error {
+	for _, h := range l.Hosts() {
+		on, err := h.PowerIsOn()
+		if err != nil {
+			return err
+		}
+		store, err := h.StorageStatus(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s  on=%-5v  mgmt %s  bmc %s (%s/%s)  storage %s, %d waiting\n",
+			h.Name, on, h.Address, h.BMCAddress, h.BMCUser, h.BMCPassword, store.Mode, store.Held)
+		programs, err := h.Programs(ctx)
+		if err != nil {
+			continue // off or hung
+		}
+		for _, p := range programs {
+			fmt.Printf("    %-16s %-8s pid %-5d starts %d  %s\n", p.Name, p.State, p.PID, p.Starts, p.LastExit)
+		}
+	}
+	guests, err := l.Guests()
+	for _, g := range guests {
+		j, err := g.Journal()
+		fmt.Printf("%s  seq %d, boots %d, second writers %d, error %v\n", g.Name, j.Seq, j.Boots, j.SecondWriters(), err)
+	}
+	return err
+}
+
+func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) error {
+	switch verb {
+	case "hang":
+		return h.Hang(ctx)
+	case "unhang":
+		return h.Unhang()
+	case "exec":
+		return h.Interact(ctx, args...)
+	case "storage":
+		return storage(ctx, h, args)
+	case "bmc":
+		return bmc(ctx, h, args)
+	}
+	verbs := map[string]func() error{
+		"power on":       func() error { return h.PowerOn(ctx) },
+		"power off":      func() error { return h.CutPower(ctx) },
+		"power mains":    func() error { return h.CutMains(ctx) },
+		"power restore":  func() error { return h.RestoreMains(ctx) },
+		"power shutdown": h.Shutdown,
+		"cut mgmt":       h.CutMgmt, "heal mgmt": h.HealMgmt,
+		"cut stor": h.CutStor, "heal stor": h.HealStor,
+		"cut oob": h.CutOOB, "heal oob": h.HealOOB,
+	}
+	if f, ok := verbs[strings.Join(append([]string{verb}, args...), " ")]; ok {
+		return f()
+	}
+	if verb == "program" && len(args) == 2 {
+		programs := map[string]func(context.Context, string) error{
+			"kill": h.Kill, "pause": h.Pause, "resume": h.Resume, "hold": h.Hold, "start": h.Start,
+		}
+		if f, ok := programs[args[1]]; ok {
+			return f(ctx, args[0])
+		}
+	}
+	return errUsage
+}
+
+func storage(ctx context.Context, h *lab.Host, args []string) error {
+	return h.Storage(ctx, lab.StorageMode(strings.Join(args, " ")))
+}
+
+func bmc(ctx context.Context, h *lab.Host, args []string) error {
+	switch strings.Join(args[:min(1, len(args))], "") {
+	case "kill":
+		return h.KillBMC(ctx)
+	case "unplug":
+		return h.UnplugBMC(ctx)
+	case "hang":
+		return h.HangBMC(ctx)
+	case "heal":
+		return h.HealBMC(ctx)
+	case "slow":
+		if len(args) != 2 {
+			return errUsage
+		}
+		d, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		return h.SlowBMC(d)
+	}
+	return errUsage
+}
+
+func oneWay(ctx context.Context, l *lab.Lab, from *lab.Host, args []string) error {
+	if len(args) != 2 {
+		return errUsage
+	}
+	to, err := l.HostNamed(args[0])
+	if err != nil {
+		return err
+	}
+	switch args[1] {
+	case "cut":
+		return l.CutOneWay(ctx, from, to)
+	case "heal":
+		return l.HealOneWay(ctx, from, to)
+	}
+	return errUsage
+}
+
+func guest(ctx context.Context, l *lab.Lab, args []string) error {
+	g, err := l.Guest(args[0])
+	if errors.Is(err, os.ErrNotExist) {
+		g, err = l.NewGuest(lab.GuestConfig{Name: args[0]})
+	}
+	if err != nil || len(args) == 1 {
+		return err
+	}
+	h, err := l.HostNamed(args[1])
+	if err != nil {
+		return err
+	}
+	if err := g.Define(ctx, h); err != nil {
+		return err
+	}
+	return g.Start(ctx, h)
+}

@@ -1,0 +1,189 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// cutTable drops the frames of every pair of switch ports in the set: one element
+// cuts one direction.
+const cutTable = `table bridge lab {
+	set cut { type ifname . ifname; }
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		iifname . oifname @cut drop
+	}
+}
+`
+
+// port is the switch's end of a host's leg on a network.
+func port(host, network string) string { return host + "-" + network }
+
+// buildNetwork makes all namespaces and wires.
+func (s *spec) buildNetwork(ctx context.Context) error {
+	var names, wires strings.Builder
+	for _, n := range s.namespaces() {
+		fmt.Fprintf(&names, "netns add %s\n", s.netns(n))
+	}
+	wire := func(ns, device, peer string) {
+		fmt.Fprintf(&wires, "link add %s netns %s type veth peer name %s netns %s\n", device, s.netns(ns), peer, s.netns(switchNS))
+	}
+	for _, network := range networks() {
+		wire(operatorNS, network, port(operatorNS, network))
+		for _, h := range s.Hosts {
+			wire(h.Name, network, port(h.Name, network))
+		}
+	}
+	for _, h := range s.Hosts {
+		wire(bmcNS(h.Name), oob, port(bmcNS(h.Name), oob))
+	}
+	if err := ipBatch(ctx, "", names.String()); err != nil {
+		return fmt.Errorf("make network namespaces: %w", err)
+	}
+	if err := s.tuneNamespaces(); err != nil {
+		return err
+	}
+	if err := ipBatch(ctx, "", wires.String()); err != nil {
+		return fmt.Errorf("make wires: %w", err)
+	}
+	if err := ipBatch(ctx, s.netns(switchNS), s.switchBatch()); err != nil {
+		return fmt.Errorf("make switch: %w", err)
+	}
+	if err := s.nft(ctx, cutTable); err != nil {
+		return err
+	}
+	return s.addressLegs(ctx)
+}
+
+// switchBatch makes the bridges and plugs every wire in.
+func (s *spec) switchBatch() string {
+	var b strings.Builder
+	plug := func(name, network string) {
+		fmt.Fprintf(&b, "link set %s master br-%s up\n", name, network)
+	}
+	b.WriteString("link set lo up\n")
+	for _, network := range networks() {
+		fmt.Fprintf(&b, "link add br-%s type bridge forward_delay 0\nlink set br-%s up\n", network, network)
+		plug(port(operatorNS, network), network)
+		for _, h := range s.Hosts {
+			plug(port(h.Name, network), network)
+		}
+	}
+	for _, h := range s.Hosts {
+		plug(port(bmcNS(h.Name), oob), oob)
+	}
+	return b.String()
+}
+
+// addressLegs gives every leg its address.
+func (s *spec) addressLegs(ctx context.Context) error {
+	leg := func(device, address string) string {
+		return fmt.Sprintf("addr add %s/24 dev %s\nlink set %s up\n", address, device, device)
+	}
+	const lo = "link set lo up\n"
+	errs := []error{ipBatch(ctx, s.netns(operatorNS),
+		lo+leg(mgmt, "10.77.0.254")+leg(oob, "10.78.0.254")+leg(stor, "10.79.0.254"))}
+	for _, h := range s.Hosts {
+		errs = append(errs,
+			ipBatch(ctx, s.netns(h.Name), lo+leg(mgmt, h.Address)+leg(oob, h.OOBAddress)+leg(stor, h.StorageAddress)),
+			ipBatch(ctx, s.netns(bmcNS(h.Name)), lo+leg(oob, h.BMCAddress)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("give addresses: %w", err)
+	}
+	return nil
+}
+
+// tuneNamespaces sets what differs from the kernel's defaults. Settings that this
+// kernel does not have are not needed on it.
+func (s *spec) tuneNamespaces() error {
+	settings := map[string]string{
+		"net/ipv6/conf/all/disable_ipv6":     "1",
+		"net/ipv6/conf/default/disable_ipv6": "1",
+		// A host's dead sockets must not live on to the next power-on.
+		"net/ipv4/tcp_orphan_retries": "1",
+		// The switch is a switch, whatever firewall the machine has.
+		"net/bridge/bridge-nf-call-iptables":  "0",
+		"net/bridge/bridge-nf-call-ip6tables": "0",
+		"net/bridge/bridge-nf-call-arptables": "0",
+	}
+	for _, n := range s.namespaces() {
+		err := inNetns(s.netnsPath(n), func() error {
+			for key, value := range settings {
+				err := os.WriteFile("/proc/sys/"+key, []byte(value), 0)
+				if err != nil && !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("set %s in %s: %w", key, n, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nft feeds commands to the switch.
+func (s *spec) nft(ctx context.Context, commands string) error {
+	return inNetns(s.netnsPath(switchNS), func() error { return feed(ctx, commands, "nft", "-f", "-") })
+}
+
+// setCut adds or removes the cut of one direction on a network.
+func (s *spec) setCut(ctx context.Context, network, from, to string, cut bool) error {
+	element := fmt.Sprintf("element bridge lab cut { %q . %q }\n", port(from, network), port(to, network))
+	// Adding an element that is there is no error, but deleting one that is not is.
+	commands := "add " + element
+	if !cut {
+		commands += "delete " + element
+	}
+	if err := s.nft(ctx, commands); err != nil {
+		return fmt.Errorf("cut %s from %s to %s: %w", network, from, to, err)
+	}
+	return nil
+}
+
+// removeNetwork deletes those of the lab's namespaces that exist; wires and
+// bridges go with them.
+func (s *spec) removeNetwork(ctx context.Context) error {
+	var b strings.Builder
+	for _, n := range s.namespaces() {
+		if _, err := os.Lstat(s.netnsPath(n)); err == nil {
+			fmt.Fprintf(&b, "netns del %s\n", s.netns(n))
+		}
+	}
+	if err := ipBatch(ctx, "", b.String()); err != nil {
+		return fmt.Errorf("remove network namespaces: %w", err)
+	}
+	return nil
+}
+
+// ipBatch runs ip's commands in a namespace, or in the machine's own.
+func ipBatch(ctx context.Context, ns, commands string) error {
+	if commands == "" {
+		return nil
+	}
+	args := []string{"ip", "-batch", "-"}
+	if ns != "" {
+		args = []string{"ip", "-n", ns, "-batch", "-"}
+	}
+	return feed(ctx, commands, args...)
+}
+
+// feed runs a system tool with text on its standard input.
+func feed(ctx context.Context, input string, args ...string) error {
+	path, err := toolPath(args[0])
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path, args[1:]...)
+	cmd.Env, cmd.Stdin = systemEnv(), strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
