@@ -27,8 +27,8 @@ type Options struct {
 	// /var/lib/libvirt/qemu/save, where qemu:///system keeps them.
 	SaveDir string
 	// Starts is how many control calls may be in libvirtd at once; 0 means 4.
-	// With the three connections for inventory, probes and events it must stay
-	// well below libvirtd's max_workers, which is 20.
+	// With the six connections for inventory, jobs, probes and events it must
+	// stay well below libvirtd's max_workers, which is 20.
 	Starts int
 	// ConnectLimit bounds one attempt to connect; 0 means 20 s. It is long on
 	// purpose: one patient attempt hears at once when a hung libvirtd is back,
@@ -88,10 +88,11 @@ type Client struct {
 	hints  chan struct{}
 	procs  *scanner
 
-	inventory, probe, control *pool
+	inventory, jobs, probe, control *pool
 
 	mu       sync.Mutex
 	starting map[haven.VMID]struct{} // starts whose call has not ended
+	asking   map[lv.UUID]struct{}    // queries of jobs that have not ended
 	defs     map[lv.UUID]definition  // by the inventory, to spare libvirtd
 	defsFrom int                     // counts the hints; older definitions are stale
 }
@@ -105,9 +106,11 @@ func New(o Options) *Client {
 		hints:    make(chan struct{}, 1),
 		procs:    newScanner(o.ProcRoot),
 		starting: map[haven.VMID]struct{}{},
+		asking:   map[lv.UUID]struct{}{},
 		defs:     map[lv.UUID]definition{},
 	}
 	c.inventory = newPool(base, "inventory", &c.opts, 1, o.ReadHold)
+	c.jobs = newPool(base, "jobs", &c.opts, 3, o.ReadHold)
 	c.probe = newPool(base, "probe", &c.opts, 1, o.ReadHold)
 	c.control = newPool(base, "control", &c.opts, o.Starts, o.ControlHold)
 	return c
@@ -120,7 +123,7 @@ const closeLimit = 5 * time.Second
 // for their goroutines. A start that is under way goes on inside libvirtd.
 func (c *Client) Close() {
 	c.cancel()
-	pools := []*pool{c.inventory, c.probe, c.control}
+	pools := []*pool{c.inventory, c.jobs, c.probe, c.control}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

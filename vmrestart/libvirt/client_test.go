@@ -169,6 +169,31 @@ func TestInventoryIncomplete(t *testing.T) {
 	})
 }
 
+// P8: a domain whose job hangs is unknown, and hides no other one; it is not
+// asked again before it has answered.
+func TestHangingJob(t *testing.T) {
+	d := running(1)
+	f := newFake(t, d, shutOff(2))
+	_, release := f.hang(procJob)
+	c := newClient(t, f)
+	for range 3 {
+		inv, err := c.Inventory(t.Context())
+		vm, _ := inv.Find(vmNumber(1))
+		if err != nil || !inv.Complete || len(inv.VMs) != 2 || vm.State != haven.VMUnknown || inv.Has(vmNumber(1)) != haven.Unknown {
+			t.Fatalf("Inventory() = %+v, %v", inv, err)
+		}
+	}
+	if n := f.count(procJob); n != 1 {
+		t.Errorf("asked %d times, want once", n)
+	}
+	release()
+	c.jobs.flying.Wait()
+	inv, err := c.Inventory(t.Context())
+	if vm, _ := inv.Find(vmNumber(1)); err != nil || vm.State != haven.VMRunning {
+		t.Errorf("after the hang: %+v, %v", vm, err)
+	}
+}
+
 // A definition is read again when an event came, and not at every poll.
 func TestDefinitionsAreReadOnHints(t *testing.T) {
 	d := shutOff(1)

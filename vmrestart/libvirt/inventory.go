@@ -99,6 +99,8 @@ func (c *Client) domains(ctx context.Context, l *lv.Libvirt) ([]haven.VMInfo, er
 	c.forgetDefinitions(all)
 	stats := bulkStates(l)
 	vms := make([]haven.VMInfo, 0, len(all))
+	jobCtx, cancel := context.WithTimeout(ctx, jobLimit)
+	defer cancel()
 	for _, d := range all {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%w: gave up after %d of %d domains", haven.ErrUnavailable, len(vms), len(all))
@@ -113,6 +115,9 @@ func (c *Client) domains(ctx context.Context, l *lv.Libvirt) ([]haven.VMInfo, er
 		}
 		if !found {
 			continue
+		}
+		if d.ID != -1 && vm.State.Present() && vm.State != haven.VMUnknown {
+			c.describeJob(jobCtx, d, &vm)
 		}
 		if err := c.describeDefinition(l, d, &vm); err != nil {
 			return nil, err
@@ -188,14 +193,22 @@ func describeState(l *lv.Libvirt, d lv.Domain, known map[lv.UUID]stateReason, vm
 		}
 	}
 	vm.State, vm.Reason = stateOf(lv.DomainState(s.state), s.reason, d.ID != -1)
-	if d.ID == -1 || !vm.State.Present() {
-		return true, nil
-	}
-	op, err := jobOf(l, d)
-	if err != nil {
-		return false, fmt.Errorf("read job of %s: %w", d.Name, err)
-	}
+	return true, nil
+}
+
+// jobLimit bounds what one inventory waits for queries of jobs, in all. A
+// domain without a job answers at once; one that is migrating asks its QEMU,
+// which may hang, and libvirtd with it.
+const jobLimit = 500 * time.Millisecond
+
+// describeJob tells a domain that is migrating from one that runs or is paused.
+// A domain whose job is not told in time is unknown: it is there, and may be on
+// its way to another host. It is not asked again before it has answered.
+func (c *Client) describeJob(ctx context.Context, d lv.Domain, vm *haven.VMInfo) {
+	op, err := c.jobOf(ctx, d)
 	switch {
+	case err != nil:
+		vm.State, vm.Reason = haven.VMUnknown, "its job was not told"
 	case op == lv.DomainJobOperationStrMigrationIn:
 		vm.State = haven.VMIncoming
 	case op == lv.DomainJobOperationStrMigrationOut:
@@ -205,11 +218,27 @@ func describeState(l *lv.Libvirt, d lv.Domain, known map[lv.UUID]stateReason, vm
 		// this end is cannot be told, and it may still become the VM.
 		vm.State = haven.VMIncoming
 	}
-	return true, nil
 }
 
 // jobOf returns what job the domain is in. Drivers without jobs have none.
-func jobOf(l *lv.Libvirt, d lv.Domain) (lv.DomainJobOperation, error) {
+func (c *Client) jobOf(ctx context.Context, d lv.Domain) (lv.DomainJobOperation, error) {
+	c.mu.Lock()
+	_, asked := c.asking[d.UUID]
+	c.asking[d.UUID] = struct{}{}
+	c.mu.Unlock()
+	if asked {
+		return 0, errTimeout
+	}
+	return callThen(ctx, c.jobs, "read job of "+d.Name, func(_ context.Context, l *lv.Libvirt) (lv.DomainJobOperation, error) {
+		return jobOperation(l, d)
+	}, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.asking, d.UUID)
+	})
+}
+
+func jobOperation(l *lv.Libvirt, d lv.Domain) (lv.DomainJobOperation, error) {
 	kind, params, err := l.DomainGetJobStats(d, 0)
 	switch {
 	case err != nil && fromLibvirt(err):

@@ -48,7 +48,8 @@ func startDaemon(t *testing.T) *daemon {
 			t.Fatal(err)
 		}
 	}
-	d.write("config/libvirt/libvirtd.conf", "auth_unix_rw = \"none\"\nunix_sock_rw_perms = \"0700\"\nkeepalive_interval = -1\n")
+	host := fmt.Sprintf("%08x-1111-4222-8333-%012x", time.Now().UnixNano()&0xffffffff, os.Getpid())
+	d.write("config/libvirt/libvirtd.conf", "auth_unix_rw = \"none\"\nunix_sock_rw_perms = \"0700\"\nkeepalive_interval = -1\nhost_uuid = \""+host+"\"\n")
 	d.write("config/libvirt/qemu.conf", strings.Join([]string{
 		`security_driver = "none"`, `seccomp_sandbox = 0`, `stdio_handler = "file"`, `lock_manager = "nop"`, `max_core = 0`,
 	}, "\n")+"\n")
@@ -342,7 +343,7 @@ func TestLabLockAndKill(t *testing.T) {
 	if err == nil || errors.Is(err, ErrOutcomeUnknown) {
 		t.Errorf("Start without a bridge = %v, want a definite failure", err)
 	}
-	pid := qemuPID(t, id)
+	pid := qemuPIDs(t, id)[0]
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -361,19 +362,21 @@ func TestLabLockAndKill(t *testing.T) {
 	}
 }
 
-func qemuPID(t *testing.T, id haven.VMID) int {
+func qemuPIDs(t *testing.T, id haven.VMID) (pids []int) {
 	t.Helper()
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		if got, err := vmOf(dir); err == nil && got == id {
 			var pid int
 			if _, err := fmt.Sscan(filepath.Base(dir), &pid); err == nil {
-				return pid
+				pids = append(pids, pid)
 			}
 		}
 	}
-	t.Fatalf("no process of %s", id)
-	return 0
+	if len(pids) == 0 {
+		t.Fatalf("no process of %s", id)
+	}
+	return pids
 }
 
 // A stale VM on a returning host: its definition and its managed-save image go
@@ -467,4 +470,124 @@ func TestLabCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("process table: %v", time.Since(began))
+}
+
+// A VM whose monitor does not answer does not hide the others, nor itself.
+func TestLabStoppedQEMU(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("qemu-system-x86_64 is not installed")
+	}
+	d := startDaemon(t)
+	c := d.client("qemu:///session")
+	ctx := t.Context()
+	id, xml := d.guest(1)
+	if err := c.Start(ctx, id, xml, StartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Destroy(context.WithoutCancel(ctx), id) })
+	pid := qemuPIDs(t, id)[0]
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
+	for range 5 {
+		began := time.Now()
+		inv, err := c.Inventory(ctx)
+		if vm, _ := inv.Find(id); err != nil || !inv.Complete || vm.State != haven.VMRunning {
+			t.Errorf("Inventory() = %+v, %v", inv, err)
+		}
+		t.Logf("inventory beside a stopped QEMU took %v", time.Since(began))
+	}
+}
+
+// P1: in a live migration both hosts say that they have the VM, and neither
+// calls it simply running until it is over.
+func TestLabMigration(t *testing.T) {
+	for _, program := range []string{"qemu-system-x86_64", "virsh"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%s is not installed", program)
+		}
+	}
+	d1, d2 := startDaemon(t), startDaemon(t)
+	c1, c2 := d1.client("qemu:///session"), d2.client("qemu:///session")
+	ctx := t.Context()
+	id, xml := d1.guest(1)
+	if err := c1.Start(ctx, id, xml, StartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	source := qemuPIDs(t, id)[0]
+	t.Cleanup(func() {
+		_ = c1.Destroy(context.WithoutCancel(ctx), id)
+		_ = c2.Destroy(context.WithoutCancel(ctx), id)
+	})
+	virsh := exec.Command("virsh", "-c", "qemu+unix:///session?socket="+d1.socket, "migrate", "--live", "--p2p", "--unsafe", "--persistent", "vm1",
+		"qemu+unix:///session?socket="+d2.socket, "unix://"+d2.dir+"/migrate")
+	done := make(chan error, 1)
+	go func() {
+		b, err := virsh.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, b)
+		}
+		done <- err
+	}()
+	see := func(c *Client) (haven.VMInfo, haven.Inventory) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		inv, err := c.Inventory(ctx)
+		if err != nil || !inv.Complete {
+			t.Fatalf("in a migration Inventory() = %+v, %v", inv, err)
+		}
+		vm, _ := inv.Find(id)
+		return vm, inv
+	}
+	until := func(c *Client, state haven.VMState) {
+		for limit := time.Now().Add(20 * time.Second); ; {
+			if vm, _ := see(c); vm.State == state {
+				return
+			} else if time.Now().After(limit) {
+				t.Fatalf("got %s (%s), want %s", vm.State, vm.Reason, state)
+			}
+			select {
+			case err := <-done:
+				t.Fatalf("the migration ended too early: %v", err)
+			default:
+			}
+		}
+	}
+	until(c2, haven.VMIncoming)
+	// The receiver is stopped, so that the migration stands still.
+	for _, pid := range qemuPIDs(t, id) {
+		if pid != source {
+			_ = syscall.Kill(pid, syscall.SIGSTOP)
+			defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
+		}
+	}
+	until(c1, haven.VMMigrating)
+	// A sender that hangs makes libvirtd hang on its job: then it is unknown,
+	// and costs one connection.
+	_ = syscall.Kill(source, syscall.SIGSTOP)
+	until(c1, haven.VMUnknown)
+	for range 20 {
+		if vm, inv := see(c1); vm.State != haven.VMUnknown || inv.Has(id) != haven.Yes {
+			t.Errorf("beside a hanging sender: %+v", vm)
+		}
+	}
+	for _, pid := range qemuPIDs(t, id) {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatal("the migration does not end")
+	}
+	i1, _ := c1.Inventory(ctx)
+	i2, _ := c2.Inventory(ctx)
+	v1, _ := i1.Find(id)
+	v2, _ := i2.Find(id)
+	if v1.State != haven.VMShutOff || v1.Reason != "migrated" || v2.State != haven.VMRunning {
+		t.Errorf("afterwards source %+v, target %+v", v1, v2)
+	}
 }

@@ -68,6 +68,11 @@ var errTimeout = errors.New("no answer yet")
 // ends, with an error that is errTimeout; fn may then still be running and must
 // look at its context between calls. Its result is lost, but for a log line.
 func call[T any](ctx context.Context, p *pool, op string, fn func(context.Context, *lv.Libvirt) (T, error)) (T, error) {
+	return callThen(ctx, p, op, fn, func() {})
+}
+
+// callThen is call, and runs ended when fn has returned or will never run.
+func callThen[T any](ctx context.Context, p *pool, op string, fn func(context.Context, *lv.Libvirt) (T, error), ended func()) (T, error) {
 	type answer struct {
 		value T
 		err   error
@@ -75,6 +80,7 @@ func call[T any](ctx context.Context, p *pool, op string, fn func(context.Contex
 	var none T
 	k, err := p.take(ctx, op)
 	if err != nil {
+		ended()
 		return none, err
 	}
 	begun := time.Now()
@@ -85,9 +91,11 @@ func call[T any](ctx context.Context, p *pool, op string, fn func(context.Contex
 			a.value, a.err = fn(ctx, s.l)
 		}
 		answers <- a
+		ended()
 		return a.err
 	})
 	if !flies {
+		ended()
 		return none, fmt.Errorf("%w: the client is closed", haven.ErrUnavailable)
 	}
 	select {
