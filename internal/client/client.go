@@ -70,6 +70,19 @@ func (e *Error) Is(target error) bool {
 
 // call sends a request and decodes the answer. In and out may be nil.
 func (c *Client) call(ctx context.Context, host haven.HostID, method, path string, in, out any, limit int64) error {
+	return c.callFor(ctx, host, method, path, "", in, out, limit)
+}
+
+// HeaderOnBehalf carries the operator for whom a host passes a request on, as
+// "name;role".
+const HeaderOnBehalf = "Haven-On-Behalf-Of"
+
+// PostFor passes an operator's act on to the master, in the operator's name.
+func (c *Client) PostFor(ctx context.Context, host haven.HostID, path, by, role string, in, out any) error {
+	return c.callFor(ctx, host, http.MethodPost, path, by+";"+role, in, out, MaxAnswerBytes)
+}
+
+func (c *Client) callFor(ctx context.Context, host haven.HostID, method, path, behalf string, in, out any, limit int64) error {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -84,6 +97,9 @@ func (c *Client) call(ctx context.Context, host haven.HostID, method, path strin
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if behalf != "" {
+		req.Header.Set(HeaderOnBehalf, behalf)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -16,6 +16,7 @@ const (
 	PathProbe      = "/v1/agent/probe"
 	PathPromise    = "/v1/agent/promise"
 	PathConfirm    = "/v1/agent/confirm"
+	PathWithdrawn  = "/v1/agent/withdrawn"
 )
 
 // Limits of the bodies of requests and answers, in bytes.

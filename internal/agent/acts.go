@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/api"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/ledger"
+)
+
+func (a *Agent) arm(armed bool) func(context.Context, *api.Call, client.Act) error {
+	return func(ctx context.Context, _ *api.Call, q client.Act) error {
+		return a.commitOne(ctx, ledger.SetArmed{Armed: armed, By: q.By, Reason: q.Reason, At: time.Now()})
+	}
+}
+
+// commitOne commits a command for an operator, who wants to know why when the
+// ledger does not take it.
+func (a *Agent) commitOne(ctx context.Context, cmds ...ledger.Command) error {
+	errs, err := a.commit(ctx, cmds...)
+	if err != nil {
+		return err
+	}
+	a.kick()
+	for _, e := range errs {
+		if e != nil {
+			return &client.Error{Problem: client.Problem{Title: "refused", Status: http.StatusConflict, Detail: e.Error()}}
+		}
+	}
+	return nil
+}
+
+func refused(format string, args ...any) error {
+	return &client.Error{Problem: client.Problem{Title: "refused", Status: http.StatusConflict, Detail: fmt.Sprintf(format, args...)}}
+}
+
+func (a *Agent) namedHost(c *api.Call) (haven.HostID, error) {
+	id := haven.HostID(c.Path("host"))
+	if _, ok := a.cfg.Host(id); !ok {
+		return "", fmt.Errorf("host %q: %w", id, haven.ErrNotFound)
+	}
+	return id, nil
+}
+
+// confirmDead takes an operator's word that a host is off (P2). While anything
+// shows life it is refused, unless it is forced.
+func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) error {
+	id, err := a.namedHost(c)
+	if err != nil {
+		return err
+	}
+	j, judgedBefore := a.judgement.Load().host(id)
+	if judgedBefore && !q.Force {
+		switch j.Verdict {
+		case haven.VerdictFailed, haven.VerdictDead, haven.VerdictUnknown, haven.VerdictSuspect:
+		default:
+			return refused("host %s is %s: %s; when you are certain that it is off, use --force", id, j.Verdict, j.Why)
+		}
+	}
+	var incident haven.IncidentID
+	var boot haven.BootID
+	open := false
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[id]; h != nil {
+			boot, incident = h.Boot, h.Incident
+			open = incident != ""
+		}
+	})
+	if boot == "" {
+		return refused("host %s never took part in the cluster", id)
+	}
+	m := a.reign.Load()
+	if m == nil {
+		return haven.ErrNotMaster
+	}
+	now := time.Now()
+	entry := ledger.Entry{At: now, Term: m.term, By: a.d.Host, What: fmt.Sprintf("%s says that the host is off: %s", q.By, q.Reason), Evidence: j.Evidence}
+	var cmds []ledger.Command
+	if !open {
+		incident = haven.IncidentID(fmt.Sprintf("%s-%s-confirm", now.UTC().Format("0102-150405"), id))
+		cmds = append(cmds, ledger.OpenIncident{ID: incident, Host: id, Boot: boot, Verdict: j.Verdict, Entry: entry})
+	}
+	cmds = append(cmds, ledger.ProveDead{
+		ID: incident, Entry: entry,
+		Proof: haven.Proof{Kind: haven.ProofOperator, Host: id, Boot: boot, By: q.By, At: now, Detail: q.Reason, Evidence: j.Evidence},
+	})
+	return a.commitOne(ctx, cmds...)
+}
+
+// releaseHost says that a host need not be waited for after a restore.
+func (a *Agent) releaseHost(ctx context.Context, c *api.Call, q client.Act) error {
+	id, err := a.namedHost(c)
+	if err != nil {
+		return err
+	}
+	return a.commitOne(ctx, ledger.ReleaseHost{Host: id, By: q.By, At: time.Now()})
+}
+
+// trustPower clears the distrust of a host's BMC.
+func (a *Agent) trustPower(ctx context.Context, c *api.Call, q client.Act) error {
+	id, err := a.namedHost(c)
+	if err != nil {
+		return err
+	}
+	a.power.clear(a.deviceKeys(id))
+	return a.commitOne(ctx, ledger.LearnPower{Host: id, By: q.By})
+}

@@ -1,0 +1,476 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"log/slog"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/internal/api"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
+	"github.com/haven-ha/haven/internal/tlsmux"
+	"github.com/haven-ha/haven/storagebeat"
+	"github.com/haven-ha/haven/vmrestart"
+	"github.com/haven-ha/haven/web"
+)
+
+// Agent is one host's part in the cluster.
+type Agent struct {
+	d       Deps
+	cfg     *config.Config
+	log     *slog.Logger
+	origin  time.Time
+	metrics *metrics
+
+	ledger    *ledger.Store
+	mux       *tlsmux.Mux
+	transport *http.Transport
+	client    *client.Client
+	cluster   *cluster.Cluster
+	election  *election.Node
+	monitors  []*storagebeat.Monitor
+	executor  *vmrestart.Executor
+	watch     *watcher
+	detector  *detector.Machine
+	power     *power
+	ev        *evidence
+	loop      loopWatch
+	quiet     *quiet
+
+	judgement atomic.Pointer[judged]
+	reign     atomic.Pointer[mastery] // set while this agent is master and ready
+	mastery   *mastery                // the judge loop's own
+	done      chan recovery.Done
+	kicked    chan struct{}
+	newMaster chan struct{}
+	fatal     chan error
+	owned     sync.WaitGroup // goroutines that answer to nobody else
+
+	mu       sync.Mutex
+	isTold   bool
+	rejected string
+	leave    haven.LeaveReason
+	firstLed time.Time // when this agent first knew a master
+	coldLed  bool      // and that was itself
+}
+
+// New opens everything that an agent has. Whatever it opened is closed again
+// when it fails. Run must be called once after it succeeded.
+func New(d Deps) (a *Agent, err error) {
+	a = &Agent{
+		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
+		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences),
+		ev: newEvidence(), quiet: newQuiet(), done: make(chan recovery.Done, doneQueueLimit),
+		kicked: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), fatal: make(chan error, 1),
+	}
+	var opened []func() error
+	defer func() {
+		for i := len(opened) - 1; err != nil && i >= 0; i-- {
+			err = errors.Join(err, opened[i]())
+		}
+	}()
+	self, ok := d.Config.Host(d.Host)
+	if !ok {
+		return nil, fmt.Errorf("host %q is not in the hosts section of the configuration", d.Host)
+	}
+	if a.detector, err = detector.New(detectorConfig(d.Config)); err != nil {
+		return nil, fmt.Errorf("set up judgement: %w", err)
+	}
+	if a.mux, err = tlsmux.Listen(tlsmux.Config{
+		Stack: d.Net, Addr: netip.AddrPortFrom(self.Address, uint16(d.Config.API.Port)).String(), Credentials: d.Credentials, Log: d.Log,
+	}); err != nil {
+		return nil, fmt.Errorf("open API port: %w", err)
+	}
+	opened = append(opened, a.mux.Raft().Close)
+	a.transport = tlsmux.NewTransport(d.Net, d.Credentials, a.apiAddress)
+	a.client = client.New(a.transport)
+	if err = a.openExecutor(); err != nil {
+		return nil, err
+	}
+	if a.cluster, err = a.openCluster(self); err != nil {
+		return nil, fmt.Errorf("open gossip: %w", err)
+	}
+	opened = append(opened, a.cluster.Close)
+	if err = a.openMonitors(); err != nil {
+		return nil, fmt.Errorf("open stores: %w", err)
+	}
+	if a.election, err = election.Open(a.electionConfig(self), machine{a}, a.mux.Raft(), d.Raft); err != nil {
+		return nil, fmt.Errorf("open election: %w", err)
+	}
+	return a, nil
+}
+
+// apiAddress finds the API of a host.
+func (a *Agent) apiAddress(host haven.HostID) (string, bool) {
+	h, ok := a.cfg.Host(host)
+	if !ok {
+		return "", false
+	}
+	return netip.AddrPortFrom(h.Address, uint16(a.cfg.API.Port)).String(), true
+}
+
+func (a *Agent) openCluster(self config.Host) (*cluster.Cluster, error) {
+	peers := map[haven.HostID]netip.AddrPort{}
+	for _, id := range a.cfg.HostIDs() {
+		h, _ := a.cfg.Host(id)
+		peers[id] = netip.AddrPortFrom(h.Address, uint16(a.cfg.Gossip.Port))
+	}
+	g := a.cfg.Gossip
+	timing := cluster.DefaultTiming()
+	timing.ProbeInterval, timing.ProbeTimeout, timing.SuspicionMult = g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier
+	timing.GossipInterval, timing.PushPullInterval = g.Interval, g.PushPullInterval
+	timing.RejoinMin, timing.RejoinMax = g.RejoinInterval, 2*g.RejoinInterval
+	return cluster.New(cluster.Config{
+		Cluster: a.cfg.Cluster, Host: a.d.Host, Bind: netip.AddrPortFrom(self.Address, uint16(g.Port)),
+		Keys: a.d.GossipKeys, Peers: peers, Meta: a.meta(), Timing: timing, Net: a.d.Net, Log: a.d.Log,
+	})
+}
+
+func (a *Agent) electionConfig(self config.Host) election.Config {
+	return election.Config{
+		Cluster: a.cfg.Cluster, Host: a.d.Host, Log: a.d.Log,
+		Address:   netip.AddrPortFrom(self.Address, uint16(a.cfg.API.Port)).String(),
+		AddressOf: a.apiAddress, LedgerSeen: a.ledgerSeen,
+		Heartbeat: a.cfg.Raft.Heartbeat, CommitTimeout: a.cfg.Raft.Commit,
+	}
+}
+
+func (a *Agent) openMonitors() error {
+	if a.d.Config.Hosts[a.d.Host].Role == haven.RoleWitness {
+		return nil
+	}
+	hosts := a.cfg.Hypervisors()
+	for _, s := range a.d.Stores {
+		m, err := storagebeat.NewMonitor(storagebeat.MonitorConfig{
+			Store: s.Name, Cluster: a.cfg.Cluster, Self: a.d.Host, Writer: storagebeat.WriterAgent,
+			Boot: a.d.Boot, State: a.d.State, Incarnation: a.d.Incarnation, Hosts: hosts,
+			Interval: a.cfg.Heartbeat.Interval, StaleAfter: a.cfg.Heartbeat.StaleAfter, Timeout: a.cfg.Heartbeat.IOTimeout,
+		}, s.Device, a.beat, a.d.Log)
+		if err != nil {
+			return fmt.Errorf("store %s: %w", s.Name, err)
+		}
+		a.monitors = append(a.monitors, m)
+	}
+	return nil
+}
+
+func (a *Agent) openExecutor() (err error) {
+	a.executor, err = vmrestart.NewExecutor(vmrestart.ExecutorConfig{
+		Host: a.d.Host, Boot: a.d.Boot, State: a.d.State, Lease: a.cfg.Raft.Lease, Boottime: a.d.Boottime,
+		ProbeTimeout: 5 * time.Second, ConfirmTimeout: 15 * time.Second, StartTimeout: 60 * time.Second,
+		Parallel:   a.cfg.Restart.MaxStartsInFlight,
+		Hypervisor: a.d.Hypervisor, Prober: a.d.Probe, Master: confirmer{a}, Journal: a.d.Journal, Log: a.d.Log,
+	})
+	return err
+}
+
+// Run is the agent's life: until the context ends, Leave was called, or
+// something failed that only a new process can mend.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var parts sync.WaitGroup
+	part := func(name string, run func(context.Context) error) {
+		parts.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				a.fail(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	quietly := func(run func(context.Context)) func(context.Context) error {
+		return func(ctx context.Context) error { run(ctx); return nil }
+	}
+	part("gossip", a.cluster.Run)
+	part("election", a.election.Run)
+	part("API port", a.mux.Run)
+	part("API", a.serve)
+	part("credentials", quietly(a.d.Credentials.Run))
+	for _, m := range a.monitors {
+		part("store", m.Run)
+	}
+	if a.d.Hypervisor != nil {
+		part("VM manager", quietly(a.d.Hypervisor.Run))
+		part("orders", quietly(a.executor.Run))
+	}
+	part("inventory", quietly(a.watch.run))
+	part("bootstrap", a.bootstrap)
+	part("judgement", quietly(a.judgeLoop))
+	part("reports", quietly(a.reportLoop))
+	part("gossip meta", quietly(a.tellGossip))
+	part("fence devices", quietly(a.testDevices))
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-a.fatal:
+		a.log.Error("the agent ends", "error", err)
+	}
+	stop()
+	parts.Wait()
+	a.owned.Wait()
+	a.transport.CloseIdleConnections()
+	return err
+}
+
+// fail ends the agent.
+func (a *Agent) fail(err error) {
+	select {
+	case a.fatal <- err:
+	default:
+	}
+}
+
+// Leave tells everybody why this agent is about to stop. The caller ends Run's
+// context afterwards, and then the stores get a farewell beat that says the
+// same. It takes a few seconds at most.
+func (a *Agent) Leave(ctx context.Context, reason haven.LeaveReason) error {
+	a.mu.Lock()
+	a.leave = reason
+	a.mu.Unlock()
+	var errs []error
+	if master, ok := a.master(); ok {
+		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		_, err := a.tell(ctx, master, a.makeReport())
+		cancel()
+		errs = append(errs, err)
+	}
+	errs = append(errs, a.cluster.Leave(ctx, reason))
+	return errors.Join(errs...)
+}
+
+func (a *Agent) serve(ctx context.Context) error {
+	extra := map[string]http.Handler{
+		"GET /metrics": a.d.Metrics.Handler(),
+		"GET /{$}":     web.Handler(),
+		"GET /web/":    web.Handler(),
+	}
+	h := api.Handler(a.cfg.Cluster, a.routes(), extra, a.log)
+	if a.d.Local != nil {
+		a.owned.Go(func() {
+			if err := api.Serve(ctx, a.d.Local, h, true, a.log); err != nil && ctx.Err() == nil {
+				a.fail(fmt.Errorf("local socket: %w", err))
+			}
+		})
+	}
+	return api.Serve(ctx, a.mux.HTTP(), h, false, a.log)
+}
+
+// machine is the replicated state machine that the election drives.
+type machine struct{ a *Agent }
+
+// Apply carries out a log entry. An entry that cannot be read was written by a
+// newer agent; this one must not go on with a ledger that is not the others'.
+func (m machine) Apply(index, term uint64, data []byte) any {
+	answer := m.a.ledger.Apply(index, term, data)
+	if err, broken := answer.(error); broken {
+		m.a.fail(fmt.Errorf("apply log entry %d: %w; this agent is too old for the cluster", index, err))
+	}
+	m.a.kick()
+	return answer
+}
+
+func (m machine) Snapshot() ([]byte, error)  { return m.a.ledger.Snapshot() }
+func (m machine) Restore(state []byte) error { defer m.a.kick(); return m.a.ledger.Restore(state) }
+
+// kick makes the judge loop turn at once.
+func (a *Agent) kick() {
+	select {
+	case a.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// isMaster says whether this agent leads and knows all that was committed.
+func (a *Agent) isMaster() bool { return a.reign.Load() != nil }
+
+// term is that of this master, or the highest that was seen.
+func (a *Agent) term() haven.Term {
+	if m := a.reign.Load(); m != nil {
+		return m.term
+	}
+	return a.executor.Highest()
+}
+
+// masterSince says whether and since when this agent is master.
+func (a *Agent) masterSince() (bool, time.Duration) {
+	if m := a.reign.Load(); m != nil {
+		return true, a.at(m.since)
+	}
+	return false, 0
+}
+
+func (a *Agent) masterFor() (time.Duration, bool) {
+	if m := a.reign.Load(); m != nil {
+		return time.Since(m.since), true
+	}
+	return 0, false
+}
+
+// coldStart says whether the first master that this agent ever knew was itself:
+// then nobody was there before who knew more.
+func (a *Agent) coldStart() (bool, time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.coldLed {
+		return false, 0
+	}
+	return true, a.at(a.firstLed)
+}
+
+// noteMaster remembers the first master that was seen.
+func (a *Agent) noteMaster(host haven.HostID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.firstLed.IsZero() {
+		a.firstLed, a.coldLed = time.Now(), host == a.d.Host
+	}
+}
+
+// master finds out who leads: from Raft when this agent takes part in it, else
+// from the newest hint in gossip.
+func (a *Agent) master() (haven.HostID, bool) {
+	if l := a.election.Leader(); l.Host != "" {
+		return l.Host, true
+	}
+	var best cluster.Meta
+	var found bool
+	for _, m := range a.cluster.Members() {
+		if m.Trusted() && m.Meta.Master != "" && (!found || best.MasterTerm.Older(m.Meta.MasterTerm)) {
+			best, found = m.Meta, true
+		}
+	}
+	return best.Master, found
+}
+
+func (a *Agent) bootOf(host haven.HostID) (boot haven.BootID) {
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[host]; h != nil {
+			boot = h.Boot
+		}
+	})
+	if boot == "" {
+		boot = a.memberTable()[host].Meta.Boot
+	}
+	return boot
+}
+
+func (a *Agent) memberTable() map[haven.HostID]cluster.Member {
+	t := map[haven.HostID]cluster.Member{}
+	for _, m := range a.cluster.Members() {
+		t[m.Host] = m
+	}
+	return t
+}
+
+func (a *Agent) snapshots() []storagebeat.Snapshot {
+	all := make([]storagebeat.Snapshot, 0, len(a.monitors))
+	for _, m := range a.monitors {
+		all = append(all, m.Snapshot())
+	}
+	return all
+}
+
+// beat is what this agent writes to the stores.
+func (a *Agent) beat() storagebeat.Beat {
+	vms, whole := a.watch.running()
+	master, _ := a.master()
+	majority := a.majority()
+	return storagebeat.Beat{
+		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
+		Isolated: majority == haven.No && a.cluster.Health().Alone, Left: a.leaving(), VMs: vms, Complete: whole,
+	}
+}
+
+// ledgerSeen tells of signs that a ledger exists somewhere.
+func (a *Agent) ledgerSeen() string {
+	for _, m := range a.cluster.Members() {
+		if !m.Self && m.Stranger == "" && m.Meta.Ledger {
+			return fmt.Sprintf("host %s knows one", m.Host)
+		}
+	}
+	for _, s := range a.snapshots() {
+		for _, h := range s.Hosts {
+			if h.Host != a.d.Host && h.Agent.Seen && h.Agent.Beat.KnowsLedger {
+				return fmt.Sprintf("the beat of host %s on store %s says so", h.Host, s.Store)
+			}
+		}
+	}
+	return ""
+}
+
+func (a *Agent) leaving() haven.LeaveReason {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.leave
+}
+
+func (a *Agent) told() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.isTold
+}
+
+func (a *Agent) setTold() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.isTold, a.rejected = true, ""
+}
+
+// setRejected says whether the reason is news.
+func (a *Agent) setRejected(why string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	news := a.rejected != why
+	a.rejected, a.isTold = why, false
+	return news
+}
+
+// confirmer asks the master of the moment.
+type confirmer struct{ a *Agent }
+
+func (c confirmer) Confirm(ctx context.Context, o haven.Order, boot haven.BootID, state haven.StateID) error {
+	master, ok := c.a.master()
+	if !ok {
+		return haven.ErrNotMaster
+	}
+	q := client.ConfirmRequest{Order: o.ID, VM: o.VM, Epoch: o.Epoch, Boot: boot, State: state}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var ans client.ConfirmAnswer
+	var err error
+	if master == c.a.d.Host {
+		ans, err = c.a.Confirm(ctx, c.a.d.Host, q)
+	} else {
+		ans, err = c.a.client.Confirm(ctx, master, q)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.a.executor.See(ans.Term); err != nil {
+		return err
+	}
+	if !ans.Stands {
+		return fmt.Errorf("%w: %s", vmrestart.ErrVoid, ans.Why)
+	}
+	return nil
+}
+
+// hostPort joins an address of the configuration with a port.
+func hostPort(addr netip.Addr, port int) string {
+	return net.JoinHostPort(addr.String(), strconv.Itoa(port))
+}

@@ -1,0 +1,458 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
+)
+
+// Bounds of the master's calls.
+const (
+	applyTimeout   = 5 * time.Second
+	askTimeout     = 3 * time.Second
+	sendTimeout    = 3 * time.Second
+	fetchTimeout   = 5 * time.Second
+	maxEntryBytes  = 512 << 10 // of commands in one log entry
+	doneQueueLimit = 4096
+)
+
+// mastery is the work of one term as master.
+type mastery struct {
+	machine *recovery.Machine
+	term    haven.Term
+	since   time.Time
+	ready   bool // everything that earlier masters committed is applied here
+}
+
+// duty does the master's work once, and returns when it wants to be called
+// again. On an agent that is not the master it does nothing.
+func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
+	m := a.currentMastery(ctx)
+	if m == nil {
+		return 0, false
+	}
+	var out recovery.Output
+	in := a.recoveryInput(m)
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if s.Generation == 0 {
+			return
+		}
+		a.fillLedgerViews(s, &in)
+		out = m.machine.Step(s, in)
+	})
+	for _, n := range out.Notices {
+		a.tellPeople(n)
+	}
+	commands := append(out.Commands, a.lessons()...)
+	if len(commands) > 0 {
+		if err := a.propose(ctx, commands...); err != nil {
+			a.log.Warn("decisions were not committed", "error", err)
+			return judgeIdle, true
+		}
+	}
+	for _, act := range out.Acts {
+		a.owned.Go(func() { a.perform(ctx, m, act) })
+	}
+	if len(out.Commands) > 0 {
+		return time.Millisecond, true
+	}
+	return out.Wake, out.Wake > 0
+}
+
+// currentMastery begins, keeps or ends this agent's work as master.
+func (a *Agent) currentMastery(ctx context.Context) *mastery {
+	lead := a.election.Leader()
+	if lead.Host != "" {
+		a.noteMaster(lead.Host)
+	}
+	if !lead.Self || !a.election.IsLeader() {
+		if a.mastery != nil {
+			a.log.Info("not the master any more", "term", a.mastery.term.String())
+			a.endMastery()
+		}
+		return nil
+	}
+	raftTerm := lead.Term
+	if a.mastery == nil || a.mastery.term.Term != raftTerm {
+		a.endMastery()
+		a.mastery = &mastery{machine: recovery.New(a.recoveryConfig()), term: haven.Term{Term: raftTerm}, since: time.Now()}
+	}
+	m := a.mastery
+	if !m.ready {
+		ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+		defer cancel()
+		if err := a.election.Barrier(ctx); err != nil {
+			a.log.Debug("master is not ready yet", "error", err)
+			return nil
+		}
+		if err := a.found(ctx); err != nil {
+			a.log.Warn("ledger could not be founded", "error", err)
+			return nil
+		}
+		m.ready = true
+		m.term.Generation = a.ledger.Generation()
+		a.reign.Store(m)
+		a.log.Info("this agent is the master", "term", m.term.String())
+	}
+	return m
+}
+
+func (a *Agent) endMastery() {
+	a.mastery = nil
+	a.reign.Store(nil)
+	a.ev.forgetReports()
+	a.drainDone()
+}
+
+// found names the cluster in a ledger that has just been begun.
+func (a *Agent) found(ctx context.Context) error {
+	if a.ledger.Generation() > 0 {
+		return nil
+	}
+	return a.propose(ctx, ledger.Found{Cluster: a.cfg.Cluster, Generation: 1, By: string(a.d.Host), At: time.Now()})
+}
+
+func (a *Agent) drainDone() {
+	for {
+		select {
+		case <-a.done:
+		default:
+			return
+		}
+	}
+}
+
+// propose commits commands, in order. Commands that the ledger rejects are
+// logged and dropped: the machine looks at the ledger again and decides anew.
+func (a *Agent) propose(ctx context.Context, cmds ...ledger.Command) error {
+	_, err := a.commit(ctx, cmds...)
+	return err
+}
+
+// commit is propose with the ledger's word on each command.
+func (a *Agent) commit(ctx context.Context, cmds ...ledger.Command) ([]error, error) {
+	var all []error
+	for len(cmds) > 0 {
+		n, data, err := packEntry(cmds)
+		if err != nil {
+			return all, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+		answer, err := a.election.Apply(ctx, data)
+		cancel()
+		if err != nil {
+			return all, fmt.Errorf("commit %s: %w", ledger.Kind(cmds[0]), err)
+		}
+		errs, ok := answer.Value.([]error)
+		if !ok {
+			return all, fmt.Errorf("commit %s: the ledger answers %v", ledger.Kind(cmds[0]), answer.Value)
+		}
+		for i, e := range errs {
+			if e != nil {
+				a.log.Info("the ledger did not take a command", "command", ledger.Kind(cmds[i]), "error", e)
+			}
+		}
+		all = append(all, errs...)
+		cmds = cmds[n:]
+	}
+	return all, nil
+}
+
+// packEntry encodes as many of the commands as fit into one log entry.
+func packEntry(cmds []ledger.Command) (int, []byte, error) {
+	n := len(cmds)
+	for {
+		data, err := ledger.Encode(cmds[:n]...)
+		if err != nil {
+			return 0, nil, err
+		}
+		if len(data) <= maxEntryBytes || n == 1 {
+			return n, data, nil
+		}
+		n = (n + 1) / 2
+	}
+}
+
+// recoveryInput gathers what the machine may know, but for what only the ledger
+// tells.
+func (a *Agent) recoveryInput(m *mastery) recovery.Input {
+	in := recovery.Input{Now: time.Now(), Self: a.d.Host, Term: m.term, Hosts: map[haven.HostID]recovery.HostView{}}
+	j := a.judgement.Load()
+	for _, h := range j.out.Holds {
+		in.Brakes = append(in.Brakes, a.holdOf(h))
+	}
+	for _, h := range j.out.Hosts {
+		in.Hosts[h.Host] = a.hostView(in.Now, h)
+	}
+	for {
+		select {
+		case d := <-a.done:
+			in.Done = append(in.Done, d)
+			continue
+		default:
+		}
+		return in
+	}
+}
+
+func (a *Agent) holdOf(h detector.Hold) haven.Hold {
+	if !h.Held() {
+		return haven.Hold{}
+	}
+	return haven.Hold{Reason: h.Reason, Detail: h.Detail, Since: a.origin.Add(h.Since)}
+}
+
+// hostView turns a judgement and a report into the machine's view of a host.
+func (a *Agent) hostView(now time.Time, h detector.Judgement) recovery.HostView {
+	v := recovery.HostView{
+		Verdict: h.Verdict, Explanation: h.Why, Evidence: h.Evidence, Hold: a.holdOf(h.Hold), Leave: h.Left,
+	}
+	if h.Suspected {
+		v.SuspectedFor = a.at(now) - h.SuspectedSince
+	}
+	if rep, _ := a.ev.view(h.Host); rep != nil {
+		v.Inventory, v.Load, v.Refuses, v.Orders = rep.inventory, rep.Load, rep.Refuses, rep.Orders
+		if rep.Leaving != haven.LeaveNone {
+			v.Leave = rep.Leaving
+		}
+	}
+	v.Beat = a.beatList(now, h.Host)
+	return v
+}
+
+// fillLedgerViews says which hosts are connected as the ledger knows them.
+func (a *Agent) fillLedgerViews(s *ledger.State, in *recovery.Input) {
+	for id, v := range in.Hosts {
+		rep, _ := a.ev.view(id)
+		if rep != nil && in.Now.Sub(rep.at) <= a.connectedFor() && s.Knows(id, rep.Boot, rep.State) {
+			v.Connected = true
+			in.Hosts[id] = v
+		}
+	}
+}
+
+// connectedFor is how long a host counts as connected after a report.
+func (a *Agent) connectedFor() time.Duration {
+	return max(2*time.Second, 3*a.cfg.Detection.ReportInterval)
+}
+
+// beatList is the freshest complete list of VMs in the host's beats.
+func (a *Agent) beatList(now time.Time, host haven.HostID) recovery.BeatList {
+	var best recovery.BeatList
+	for _, snap := range a.snapshots() {
+		hv := snap.Host(host)
+		for _, v := range []struct {
+			moving haven.Tri
+			age    time.Duration
+			boot   haven.BootID
+			vms    []haven.VMID
+			whole  bool
+		}{
+			{hv.Agent.Moving, hv.Agent.Age, hv.Agent.Beat.Boot, hv.Agent.Beat.VMs, hv.Agent.Beat.Complete},
+			{hv.Helper.Moving, hv.Helper.Age, hv.Helper.Beat.Boot, hv.Helper.Beat.VMs, hv.Helper.Beat.Complete},
+		} {
+			// The record was written after the read before the one that saw it
+			// begin, and its list may be as old as a list in a beat may be.
+			since := now.Add(-v.age - 2*a.cfg.Heartbeat.Interval - inventoryFresh)
+			if v.moving == haven.Yes && v.whole && since.After(best.Since) {
+				best = recovery.BeatList{Complete: true, VMs: v.vms, Since: since, Boot: v.boot}
+			}
+		}
+	}
+	return best
+}
+
+// lessons are what was learnt about BMCs and the ledger does not know yet.
+func (a *Agent) lessons() []ledger.Command {
+	var cmds []ledger.Command
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, id := range s.HostIDs() {
+			keys := a.deviceKeys(id)
+			if len(keys) == 0 {
+				continue
+			}
+			known := s.Hosts[id].Power
+			guid, distrust := a.power.learned(keys)
+			c := ledger.LearnPower{Host: id, GUID: string(guid), Distrust: distrust}
+			if known.Distrust != "" {
+				c.Distrust = known.Distrust
+			}
+			if (guid != "" && known.GUID == "") || c.Distrust != known.Distrust {
+				cmds = append(cmds, c)
+			}
+			a.power.record(keys, known)
+		}
+	})
+	return cmds
+}
+
+// perform carries out one act and tells how it ended.
+func (a *Agent) perform(ctx context.Context, m *mastery, act recovery.Act) {
+	d := recovery.Done{Act: act, Begun: time.Now()}
+	switch act := act.(type) {
+	case recovery.Fence:
+		a.performFence(ctx, m, act, &d)
+	case recovery.Ask:
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		inv, err := a.askInventory(ctx, act.Host)
+		d.Inventory, d.Err = &inv, err
+	case recovery.Send:
+		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		report, err := a.sendOrder(ctx, m, act)
+		d.Report, d.Err = &report, err
+	case recovery.Fetch:
+		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+		defer cancel()
+		a.performFetch(ctx, act, &d)
+	}
+	if d.Err != nil && ctx.Err() == nil {
+		a.log.Debug("act did not succeed", "act", act.Key(), "error", d.Err)
+	}
+	select {
+	case a.done <- d:
+		a.kick()
+	case <-ctx.Done():
+	}
+}
+
+func (a *Agent) askInventory(ctx context.Context, host haven.HostID) (haven.Inventory, error) {
+	if host == a.d.Host {
+		return a.watch.fresh(ctx), nil
+	}
+	return a.client.Inventory(ctx, host)
+}
+
+// sendOrder gives an order that stands in the ledger to its target. The target
+// asks back right before it starts anything.
+func (a *Agent) sendOrder(ctx context.Context, m *mastery, act recovery.Send) (haven.OrderReport, error) {
+	var order haven.Order
+	var def ledger.Definition
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if vm := s.VMs[act.VM]; vm != nil && vm.Phase == ledger.PhaseOrdered && vm.Order.ID == act.Order {
+			order, def = vm.Order.Order, vm.Definition
+		}
+	})
+	if order.ID == "" {
+		return haven.OrderReport{}, fmt.Errorf("send order %s: %w", act.Order, haven.ErrNotFound)
+	}
+	xml, err := def.Unpack()
+	if err != nil {
+		return haven.OrderReport{}, fmt.Errorf("send order %s: %w", act.Order, err)
+	}
+	if err := a.verified(ctx, m); err != nil {
+		return haven.OrderReport{}, fmt.Errorf("send order %s: %w", act.Order, err)
+	}
+	if act.Host == a.d.Host {
+		return a.executor.Accept(order, xml)
+	}
+	return a.client.Order(ctx, act.Host, order, xml)
+}
+
+// verified makes sure that this agent still leads, in the term that decided.
+func (a *Agent) verified(ctx context.Context, m *mastery) error {
+	v, err := a.election.Verify(ctx)
+	if err != nil {
+		return err
+	}
+	if v.Term != m.term.Term {
+		return fmt.Errorf("%w: term is %d, decided in %d", haven.ErrNotMaster, v.Term, m.term.Term)
+	}
+	return nil
+}
+
+func (a *Agent) performFetch(ctx context.Context, act recovery.Fetch, d *recovery.Done) {
+	answer, err := a.fetchDefinition(ctx, act.Host, act.VM)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	d.Info, d.Boot = answer.Info, answer.Boot
+	d.Definition, d.Err = ledger.Pack(answer.XML)
+}
+
+// performFence takes a host's ladder, level by level: all devices of a level
+// must prove the host off.
+func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence, d *recovery.Done) {
+	ladder := a.d.Fences[act.Host]
+	if len(ladder) == 0 {
+		d.Err = errors.New("no fence device is configured")
+		return
+	}
+	permit := func(ctx context.Context) error { return a.mayFence(ctx, m, act) }
+	for _, level := range ladder {
+		proof, detail, err := a.fenceLevel(ctx, act, level, permit)
+		d.Detail, d.Err = detail, err
+		if proof != nil {
+			d.Proof, d.Err = proof, nil
+			return
+		}
+		if errors.Is(err, fencing.ErrNotPermitted) {
+			return
+		}
+	}
+}
+
+func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []FenceDevice, permit fencing.Permit) (*haven.Proof, string, error) {
+	detail := ""
+	for _, dev := range level {
+		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), fencing.DefaultPolicy(), permit, a.log.With("host", act.Host, "device", dev.Name))
+		if err != nil {
+			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), err
+		}
+		if !outcome.Proved {
+			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), outcome.Err
+		}
+		a.power.take(act.Host, dev.Key, outcome.First)
+		a.power.take(act.Host, dev.Key, outcome.Last)
+		if ok, why := a.power.trusted(dev.Key, outcome.First, a.ledgerDistrust(act.Host)); !ok {
+			return nil, fmt.Sprintf("%s says off, but it is not trusted: %s", dev.Name, why), nil
+		}
+		detail += fmt.Sprintf("%s: %s; ", dev.Name, outcome)
+	}
+	return &haven.Proof{
+		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: detail,
+	}, detail, nil
+}
+
+func (a *Agent) ledgerDistrust(host haven.HostID) (why string) {
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[host]; h != nil {
+			why = h.Power.Distrust
+		}
+	})
+	return why
+}
+
+// errCameBack is returned when a host that was to be fenced shows life again.
+var errCameBack = errors.New("the host shows life again")
+
+// mayFence is asked right before a power command leaves. The attempt must stand
+// in the ledger, the host must not have come back, and this agent must lead.
+func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) error {
+	stands := false
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		in := s.Incidents[act.Incident]
+		if in == nil || !in.Open() || s.Disarm != nil {
+			return
+		}
+		attempt, pending := in.Pending()
+		h := s.Hosts[act.Host]
+		stands = pending && attempt.N == act.N && h != nil && h.Boot == act.Boot
+	})
+	if !stands {
+		return errors.New("the ledger does not ask for it any more")
+	}
+	if j, ok := a.judgement.Load().host(act.Host); ok && !j.Verdict.Actionable() {
+		return fmt.Errorf("%w: it is %s", errCameBack, j.Verdict)
+	}
+	return a.verified(ctx, m)
+}

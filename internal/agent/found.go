@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/internal/client"
+)
+
+// bootstrap takes part in beginning the cluster, until there is a ledger.
+func (a *Agent) bootstrap(ctx context.Context) error {
+	return a.election.RunBootstrap(ctx, election.Bootstrap{
+		Members: a.cfg.HostIDs(), Expect: a.cfg.BootstrapExpect, Live: a.liveHosts, Peers: founders{a},
+	})
+}
+
+// liveHosts are the configured hosts that gossip holds for alive.
+func (a *Agent) liveHosts() []haven.HostID {
+	ids := []haven.HostID{a.d.Host}
+	for _, m := range a.cluster.Members() {
+		if m.Trusted() && !m.Self {
+			ids = append(ids, m.Host)
+		}
+	}
+	return ids
+}
+
+// founders reaches the other hosts' promises.
+type founders struct{ a *Agent }
+
+func (f founders) RequestPromise(ctx context.Context, host haven.HostID, req election.PromiseRequest) (election.PromiseReply, error) {
+	var reply election.PromiseReply
+	return reply, f.a.client.Post(ctx, host, client.PathPromise, req, &reply)
+}
+
+func (f founders) ProposalWithdrawn(ctx context.Context, host haven.HostID, p election.Promise) (bool, error) {
+	var withdrawn bool
+	return withdrawn, f.a.client.Post(ctx, host, client.PathWithdrawn, p, &withdrawn)
+}
+
+// gossipEvery is how often what gossip tells of this agent is brought up to
+// date. The gossip layer announces changes only.
+const gossipEvery = 200 * time.Millisecond
+
+func (a *Agent) tellGossip(ctx context.Context) {
+	tick := time.NewTicker(gossipEvery)
+	defer tick.Stop()
+	events := a.cluster.Events()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := a.cluster.SetMeta(a.meta()); err != nil && a.leaving() == haven.LeaveNone {
+				a.quiet.warn(a.log, "meta", "gossip does not take what is to be told", "error", err)
+			}
+		case l := <-a.election.Changes():
+			a.log.Info("leadership changed", "master", l.Host, "raft_term", l.Term)
+			select {
+			case a.newMaster <- struct{}{}:
+			default:
+			}
+			a.kick()
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				continue
+			}
+			a.log.Info("gossip", "event", e.Kind, "host", e.Member.Host, "detail", e.Detail)
+			a.kick()
+		}
+	}
+}
+
+// meta is what gossip tells of this agent.
+func (a *Agent) meta() cluster.Meta {
+	self, _ := a.cfg.Host(a.d.Host)
+	m := cluster.Meta{Boot: a.d.Boot, APIPort: uint16(a.cfg.API.Port), Role: self.Role}
+	if a.election == nil {
+		return m // not open yet
+	}
+	m.Server, m.Voter = string(a.election.ServerID()), a.votes()
+	m.Generation = a.ledger.Generation()
+	m.Ledger = m.Generation > 0 || a.election.HasLedger()
+	if lead := a.election.Leader(); lead.Host != "" {
+		m.Master, m.MasterTerm = lead.Host, haven.Term{Generation: m.Generation, Term: lead.Term}
+	}
+	return m
+}
+
+// votes says whether this agent believes to be a voter.
+func (a *Agent) votes() bool {
+	st := a.election.Status()
+	for _, s := range st.Servers {
+		if s.ID == st.Server {
+			return s.Voter
+		}
+	}
+	return false
+}

@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/storagebeat"
+)
+
+// The pace of judgement. While somebody is suspected, time is worth more.
+const (
+	judgeIdle    = 200 * time.Millisecond
+	judgeSuspect = 50 * time.Millisecond
+)
+
+// judged is one conclusion, for everybody else to read.
+type judged struct {
+	at    time.Time
+	out   detector.Output
+	hosts map[haven.HostID]int // index into out.Hosts
+}
+
+func (j *judged) host(id haven.HostID) (detector.Judgement, bool) {
+	if j == nil {
+		return detector.Judgement{}, false
+	}
+	i, ok := j.hosts[id]
+	if !ok {
+		return detector.Judgement{}, false
+	}
+	return j.out.Hosts[i], true
+}
+
+// judgeLoop judges all hosts, again and again, and on the master does its duty.
+func (a *Agent) judgeLoop(ctx context.Context) {
+	timer := time.NewTimer(judgeIdle)
+	defer timer.Stop()
+	for {
+		begun := time.Now()
+		next := a.judge(ctx, begun)
+		if wake, ok := a.duty(ctx); ok {
+			next = min(next, wake)
+		}
+		a.loop.turned(begun, time.Now())
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-a.kicked:
+		}
+		a.loop.due(begun.Add(next))
+	}
+}
+
+// judge takes one look at everything and returns when to look again.
+func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
+	in := a.detectorInput(now)
+	out := a.detector.Step(a.at(now), in)
+	j := &judged{at: now, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts))}
+	next := judgeIdle
+	for i, h := range out.Hosts {
+		j.hosts[h.Host] = i
+		if h.Changed {
+			a.log.Info("verdict", "host", h.Host, "verdict", h.Verdict, "was", h.Was, "why", h.Why)
+			a.metrics.verdicts.Inc(string(h.Verdict))
+		}
+		if h.Suspected {
+			next = judgeSuspect
+		}
+		if a.isMaster() {
+			a.inquire(ctx, h)
+		}
+	}
+	a.judgement.Store(j)
+	return next
+}
+
+// inquire asks for the evidence that a judgement wants.
+func (a *Agent) inquire(ctx context.Context, h detector.Judgement) {
+	if len(h.WantProbes) > 0 {
+		a.probeAround(ctx, h.Host, h.WantProbes, h.WantNeighbours)
+	}
+	if h.WantPower {
+		a.readPower(ctx, h.Host)
+	}
+}
+
+// at turns a time into the detector's: since the start of this agent.
+func (a *Agent) at(t time.Time) time.Duration { return t.Sub(a.origin) }
+
+// ago turns an age that counts to now into the detector's time.
+func ago(now, age time.Duration) time.Duration { return now - age }
+
+func (a *Agent) detectorInput(now time.Time) detector.Input {
+	at := a.at(now)
+	snaps := a.snapshots()
+	members := a.memberTable()
+	master, masterKnown := a.master()
+	in := detector.Input{Self: detector.Self{Host: a.d.Host}}
+	in.Self.Master, in.Self.MasterSince = a.masterSince()
+	in.Self.ColdStart, in.Self.ColdStarted = a.coldStart()
+	in.Observers = append(in.Observers, a.observer(a.d.Host, a.observerView(), at))
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, id := range a.cfg.HostIDs() {
+			h := a.detectorHost(s, id, at, members[id], snaps)
+			h.Report.Expected = id == a.d.Host || in.Self.Master || (masterKnown && id == master)
+			in.Hosts = append(in.Hosts, h)
+		}
+	})
+	if in.Self.Master {
+		a.addNeighbours(&in, now)
+	}
+	return in
+}
+
+func (a *Agent) observer(host haven.HostID, v client.ObserverView, at time.Duration) detector.Observer {
+	o := detector.Observer{Host: host, At: at, Majority: v.Majority, LoopOK: v.LoopOK}
+	for _, s := range v.Stores {
+		o.Stores = append(o.Stores, detector.StoreView{Store: s.Store, OwnBack: s.OwnBack, Others: s.Others, Hung: s.Hung})
+	}
+	return o
+}
+
+// detectorHost gathers what this agent itself knows of one host.
+func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration, m cluster.Member, snaps []storagebeat.Snapshot) detector.Host {
+	conf, _ := a.cfg.Host(id)
+	h := detector.Host{
+		ID: id, Configured: true, Role: conf.Role,
+		Storeless: len(a.cfg.Heartbeat.Stores) == 0 || conf.Role == haven.RoleWitness,
+	}
+	distrust := ""
+	if reg := s.Hosts[id]; reg != nil {
+		h.Boot, h.Proved, distrust = reg.Boot, reg.ProvedDead(), reg.Power.Distrust
+	}
+	h.Report, h.Probes = a.hostReport(id, at)
+	h.Gossip = gossipOf(m, at)
+	for _, snap := range snaps {
+		hv := snap.Host(id)
+		h.Beats = append(h.Beats,
+			a.detectorBeat(snap, detector.WriterAgent, hv.Agent, at),
+			a.detectorBeat(snap, detector.WriterHelper, hv.Helper, at))
+	}
+	since := a.origin.Add(at - 30*time.Second)
+	h.Power = a.power.detectorReadings(id, a.d.Host, since, distrust, a.at)
+	return h
+}
+
+// hostReport is the direct word of a host: its reports to this master, or what
+// the master answered to this agent's own.
+func (a *Agent) hostReport(id haven.HostID, at time.Duration) (detector.Report, []detector.Probe) {
+	rep, probes := a.ev.view(id)
+	var out detector.Report
+	if id == a.d.Host {
+		return detector.Report{Heard: true, At: at, Boot: a.d.Boot}, probes
+	}
+	if rep != nil {
+		out = detector.Report{Heard: true, At: a.at(rep.at), Boot: rep.Boot}
+	}
+	if ack := a.ev.lastAck(); ack.from == id && (!out.Heard || a.at(ack.at) > out.At) {
+		out = detector.Report{Heard: true, At: a.at(ack.at), Boot: ack.boot}
+	}
+	return out, probes
+}
+
+func gossipOf(m cluster.Member, at time.Duration) detector.Gossip {
+	g := detector.Gossip{Since: ago(at, m.Age), Left: m.Leave}
+	if m.Stranger != "" {
+		return detector.Gossip{Since: g.Since}
+	}
+	switch m.State {
+	case cluster.StateAlive:
+		g.State = detector.GossipAlive
+	case cluster.StateDead:
+		g.State = detector.GossipDead
+	case cluster.StateLeft:
+		g.State = detector.GossipLeft
+	case cluster.StateUnknown:
+	}
+	return g
+}
+
+func (a *Agent) detectorBeat(s storagebeat.Snapshot, w detector.Writer, v storagebeat.View, at time.Duration) detector.Beat {
+	b := detector.Beat{
+		Store: s.Store, Writer: w, Reader: a.d.Host, Absent: v.Missing, Moving: v.Moving,
+		ReadAt: ago(at, s.Health.ReadAge), ChangedAt: ago(at, v.Age), Left: v.Left,
+	}
+	if v.Seen {
+		b.Boot, b.Interval = v.Beat.Boot, v.Beat.Interval
+		b.Isolated, b.SeesOthers = haven.TriOf(v.Beat.Isolated), haven.TriOf(v.Beat.Master != "")
+	}
+	return b
+}
+
+// addNeighbours adds what the reporting agents say of their own paths, and what
+// they read of the beats of hosts that are not healthy.
+func (a *Agent) addNeighbours(in *detector.Input, now time.Time) {
+	last := a.judgement.Load()
+	index := map[haven.HostID]int{}
+	for i, h := range in.Hosts {
+		index[h.ID] = i
+	}
+	for _, id := range a.ev.connected(now.Add(-a.cfg.Detection.Silence)) {
+		rep, _ := a.ev.view(id)
+		if id == a.d.Host || rep == nil {
+			continue
+		}
+		arrived := a.at(rep.at)
+		in.Observers = append(in.Observers, a.observer(id, rep.Observer, arrived))
+		for _, b := range rep.Beats {
+			i, ok := index[b.Host]
+			if !ok {
+				continue
+			}
+			if j, judgedBefore := last.host(b.Host); !judgedBefore || (j.Verdict == haven.VerdictHealthy && !j.Suspected) {
+				continue
+			}
+			in.Hosts[i].Beats = append(in.Hosts[i].Beats, neighbourBeat(id, b, arrived))
+		}
+	}
+}
+
+func neighbourBeat(reader haven.HostID, b client.BeatView, arrived time.Duration) detector.Beat {
+	w := detector.WriterAgent
+	if b.Helper {
+		w = detector.WriterHelper
+	}
+	return detector.Beat{
+		Store: b.Store, Writer: w, Reader: reader, Absent: b.Absent, Moving: b.Moving,
+		ReadAt: ago(arrived, b.ReadAge.Duration()), ChangedAt: ago(arrived, b.ChangedAge.Duration()),
+		Boot: b.Boot, Interval: b.Interval.Duration(), Isolated: b.Isolated, SeesOthers: b.SeesOthers, Left: b.Left,
+	}
+}
+
+// majority says whether this agent hears from more than half of the configured
+// hosts: by reports if it is the master, by the master's answers and gossip if
+// it is not.
+func (a *Agent) majority() haven.Tri {
+	now := time.Now()
+	alive := map[haven.HostID]bool{a.d.Host: true}
+	for _, m := range a.cluster.Members() {
+		if m.Trusted() {
+			alive[m.Host] = true
+		}
+	}
+	fresh := now.Add(-2 * a.cfg.Detection.SuspectAfter)
+	if a.isMaster() {
+		reporting := map[haven.HostID]bool{a.d.Host: true}
+		for _, id := range a.ev.connected(fresh) {
+			reporting[id] = true
+		}
+		if since, _ := a.masterFor(); since > 2*a.cfg.Detection.SuspectAfter {
+			return haven.TriOf(len(reporting) >= a.cfg.Majority())
+		}
+	}
+	return haven.TriOf(len(alive) >= a.cfg.Majority())
+}

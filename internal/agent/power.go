@@ -1,0 +1,255 @@
+package agent
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/ledger"
+)
+
+// power keeps what is known of all hosts' BMCs.
+type power struct {
+	gate *fencing.Gate
+
+	mu       sync.Mutex
+	trust    map[string]*fencing.Trust // by device key
+	readings map[haven.HostID][]reading
+	session  uint64
+	reading  map[haven.HostID]bool // a reading for suspicion is under way
+}
+
+type reading struct {
+	fencing.Reading
+	device  string
+	session uint64
+}
+
+// maxReadings bounds the readings kept for one host: ten seconds' worth at the
+// shortest gap, for two devices.
+const maxReadings = 64
+
+func newPower(fences map[haven.HostID][][]FenceDevice) *power {
+	p := &power{
+		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
+		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
+	}
+	var stations []fencing.Station
+	for host, ladder := range fences {
+		for _, d := range slices.Concat(ladder...) {
+			if p.trust[d.Key] == nil {
+				p.trust[d.Key] = new(fencing.Trust)
+			}
+			stations = append(stations, fencing.Station{Host: host, Key: d.Key, Address: d.Address})
+		}
+	}
+	for key, why := range fencing.CrossCheck(stations) {
+		p.trust[key].Conflict(why)
+	}
+	return p
+}
+
+// take records a reading that succeeded.
+func (p *power) take(host haven.HostID, key string, r fencing.Reading) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.session++
+	if t := p.trust[key]; t != nil {
+		t.Read(r)
+	}
+	p.readings[host] = append(p.readings[host], reading{r, key, p.session})
+	if over := len(p.readings[host]) - maxReadings; over > 0 {
+		p.readings[host] = slices.Clone(p.readings[host][over:])
+	}
+}
+
+// alive tells all devices of a host that it showed life.
+func (p *power) alive(keys []string, boot haven.BootID, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, key := range keys {
+		p.trust[key].Alive(boot, at)
+	}
+}
+
+// record tells the devices of a host what the ledger knows of it.
+func (p *power) record(keys []string, trust ledger.PowerTrust) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, key := range keys {
+		p.trust[key].Record(fencing.GUID(trust.GUID))
+	}
+}
+
+// learned returns what is worth recording about a host's first device.
+func (p *power) learned(keys []string) (guid fencing.GUID, distrust string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, key := range keys {
+		if g, ok := p.trust[key].Learned(); ok && guid == "" {
+			guid = g
+		}
+		if why := p.trust[key].Distrusted(); why != "" {
+			distrust = why
+		}
+	}
+	return guid, distrust
+}
+
+// trusted says whether an off of the device, first read then, may be a proof.
+func (p *power) trusted(key string, first fencing.Reading, ledgerDistrust string) (bool, string) {
+	if ledgerDistrust != "" {
+		return false, ledgerDistrust
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.trust[key]
+	if t == nil {
+		return false, "the device is not configured"
+	}
+	return t.Judge(first.Start, first.GUID)
+}
+
+// detectorReadings renders the readings of one host, oldest first.
+func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledgerDistrust string, at func(time.Time) time.Duration) []detector.PowerReading {
+	p.mu.Lock()
+	all := slices.Clone(p.readings[host])
+	p.mu.Unlock()
+	firstOff := map[string]fencing.Reading{}
+	var out []detector.PowerReading
+	for _, r := range all {
+		if r.State != haven.PowerOff {
+			delete(firstOff, r.device)
+		} else if _, ok := firstOff[r.device]; !ok {
+			firstOff[r.device] = r.Reading
+		}
+		if r.Finish.Before(since) {
+			continue
+		}
+		d := detector.PowerReading{
+			Device: r.device, Session: r.session, By: by, State: r.State, Started: at(r.Start), Finished: at(r.Finish),
+		}
+		if first, off := firstOff[r.device]; off {
+			d.Trusted, d.Why = p.trusted(r.device, first, ledgerDistrust)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// deviceKeys lists the devices of a host.
+func (a *Agent) deviceKeys(host haven.HostID) []string {
+	var keys []string
+	for _, d := range slices.Concat(a.d.Fences[host]...) {
+		keys = append(keys, d.Key)
+	}
+	return keys
+}
+
+// readPower reads the power state of a suspect's devices once each, in sessions
+// of their own. It never sends a command.
+func (a *Agent) readPower(ctx context.Context, host haven.HostID) {
+	devices := slices.Concat(a.d.Fences[host]...)
+	if len(devices) == 0 || !a.power.begin(host) {
+		return
+	}
+	a.owned.Go(func() {
+		defer a.kick()
+		defer a.power.end(host)
+		ctx, cancel := context.WithTimeout(ctx, fencing.DefaultPolicy().Session)
+		defer cancel()
+		var wg sync.WaitGroup
+		for _, d := range devices {
+			wg.Go(func() {
+				r, err := a.power.gate.Read(d.Key, d.Driver).Power(ctx)
+				if err != nil {
+					a.quiet.warn(a.log, "power/"+d.Key, "power state could not be read", "host", host, "device", d.Name, "error", err)
+					return
+				}
+				a.power.take(host, d.Key, r)
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func (p *power) begin(host haven.HostID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reading[host] {
+		return false
+	}
+	p.reading[host] = true
+	return true
+}
+
+func (p *power) end(host haven.HostID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.reading, host)
+}
+
+// testDevices looks at every device now and then while this agent votes, so
+// that a new master knows already whom to trust.
+func (a *Agent) testDevices(ctx context.Context) {
+	policy := fencing.DefaultTestPolicy()
+	if a.cfg.Fencing.CheckInterval > 0 {
+		policy.Every = a.cfg.Fencing.CheckInterval
+	}
+	t := &fencing.Tester{
+		Policy: policy, Random: rand.Float64, Log: a.log,
+		Devices: func() []fencing.Device {
+			if !a.votes() {
+				return nil
+			}
+			var all []fencing.Device
+			for host, ladder := range a.d.Fences {
+				for _, d := range slices.Concat(ladder...) {
+					all = append(all, fencing.Device{Host: host, Key: d.Key, Driver: a.power.gate.Read(d.Key, d.Driver)})
+				}
+			}
+			return all
+		},
+		Report: func(r fencing.TestResult) {
+			if r.Err != nil {
+				a.quiet.warn(a.log, "test/"+r.Key, "fence device failed its test", "host", r.Host, "device", r.Key, "error", r.Err)
+				return
+			}
+			a.power.take(r.Host, r.Key, r.Reading)
+		},
+	}
+	if err := t.Run(ctx); err != nil && ctx.Err() == nil {
+		a.log.Error("tests of fence devices ended", "error", err)
+	}
+}
+
+// clear forgets the distrust of devices, because an operator said so.
+func (p *power) clear(keys []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, key := range keys {
+		p.trust[key].Clear()
+	}
+}
+
+// path shows the latest reading of a host's power for people.
+func (p *power) path(host haven.HostID, now time.Time) client.PathView {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := p.readings[host]
+	if len(all) == 0 {
+		return client.PathView{State: string(haven.PowerUnknown), Why: "not read yet"}
+	}
+	r := all[len(all)-1]
+	v := client.PathView{State: string(r.State), Age: client.MillisOf(now.Sub(r.Finish)), Why: r.device}
+	if why := p.trust[r.device].Distrusted(); why != "" {
+		v.Why += ": " + why
+	}
+	return v
+}

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/internal/client"
+)
+
+// look probes a host from here, all kinds at once. Every kind gets an answer
+// within the probe timeout; what could not be tried is unknown.
+func (a *Agent) look(ctx context.Context, host haven.HostID, kinds []haven.EvidenceKind) []client.ProbeResult {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.Detection.ProbeTimeout)
+	defer cancel()
+	results := make([]client.ProbeResult, len(kinds))
+	var wg sync.WaitGroup
+	for i, kind := range kinds {
+		wg.Go(func() {
+			value, detail := a.lookOnce(ctx, host, kind)
+			results[i] = client.ProbeResult{Kind: kind, Value: value, Detail: detail}
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+func (a *Agent) lookOnce(ctx context.Context, host haven.HostID, kind haven.EvidenceKind) (haven.Tri, string) {
+	conf, ok := a.cfg.Host(host)
+	if !ok {
+		return haven.Unknown, "not a configured host"
+	}
+	switch kind {
+	case haven.EvidenceProbeAgent:
+		hello, err := a.client.Hello(ctx, host)
+		if err != nil {
+			return haven.No, err.Error()
+		}
+		return haven.Yes, "boot " + string(hello.Boot)
+	case haven.EvidenceProbeHelper:
+		if a.d.Helper == nil {
+			return haven.Unknown, "no helper is configured"
+		}
+		return a.d.Helper(ctx, host)
+	case haven.EvidenceProbeTCP:
+		return a.knock(ctx, hostPort(conf.Address, a.cfg.API.Port))
+	default:
+		return haven.Unknown, "cannot be probed"
+	}
+}
+
+// knock opens a TCP connection. A refusal is an answer too: somebody is there
+// to refuse.
+func (a *Agent) knock(ctx context.Context, addr string) (haven.Tri, string) {
+	conn, err := a.d.Net.DialContext(ctx, "tcp", addr)
+	switch {
+	case err == nil:
+		_ = conn.Close() // nothing was sent
+		return haven.Yes, "connected"
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		return haven.Yes, "refused, so its network stack lives"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.ENETDOWN), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return haven.Unknown, "this host's own network is down: " + err.Error()
+	}
+	return haven.No, err.Error()
+}
+
+// probeAround has a suspect probed by this agent and by some neighbours.
+func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []haven.EvidenceKind, neighbours int) {
+	asked := []haven.HostID{a.d.Host}
+	for _, id := range a.ev.connected(time.Now().Add(-2 * a.cfg.Detection.SuspectAfter)) {
+		if id != suspect && id != a.d.Host && len(asked) < 1+neighbours {
+			asked = append(asked, id)
+		}
+	}
+	for _, observer := range asked {
+		a.owned.Go(func() {
+			begun := time.Now()
+			results, err := a.askNeighbour(ctx, observer, suspect, kinds)
+			if err != nil && ctx.Err() == nil {
+				a.log.Debug("neighbour did not answer about a suspect", "observer", observer, "host", suspect, "error", err)
+			}
+			a.takeProbes(observer, suspect, kinds, results, begun)
+		})
+	}
+}
+
+func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID, kinds []haven.EvidenceKind) ([]client.ProbeResult, error) {
+	if observer == a.d.Host {
+		return a.look(ctx, suspect, kinds), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.Detection.ProbeTimeout+a.cfg.Detection.ProbeTimeout/2)
+	defer cancel()
+	answer, err := a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Term: a.term()})
+	return answer.Results, err
+}
+
+// takeProbes records what an observer found. A kind without an answer is
+// recorded as unknown: it was asked and nothing is known (P5).
+func (a *Agent) takeProbes(observer, suspect haven.HostID, kinds []haven.EvidenceKind, results []client.ProbeResult, begun time.Time) {
+	finished := a.at(time.Now())
+	for _, kind := range kinds {
+		p := detector.Probe{Observer: observer, Kind: kind, Started: a.at(begun), Finished: finished}
+		for _, r := range results {
+			if r.Kind == kind {
+				p.Result = r.Value
+			}
+		}
+		a.ev.probe(suspect, p)
+	}
+	a.kick()
+}

@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/storagebeat"
+)
+
+// reportTimeout bounds one report. It is as long as a suspicion takes, so that
+// a report that is lost does not keep the next ones back for longer.
+const reportTimeout = time.Second
+
+// reportLoop tells the master about this host, again and again.
+func (a *Agent) reportLoop(ctx context.Context) {
+	r := reporter{a: a, asideSince: map[haven.VMID]haven.Epoch{}}
+	var failing string
+	for {
+		every := a.cfg.Detection.ReportInterval
+		master, ok := a.master()
+		if ok {
+			ack, err := r.send(ctx, master)
+			if err != nil && failing != err.Error() && ctx.Err() == nil {
+				a.log.Warn("report was not taken", "master", master, "error", err)
+				failing = err.Error()
+			}
+			if err == nil {
+				if failing != "" {
+					a.log.Info("reports are taken again", "master", master)
+				}
+				failing = ""
+				a.obey(ctx, ack)
+				every = max(every, ack.Every.Duration())
+				if ack.WantInventory {
+					r.sentSHA = ""
+					every = time.Millisecond
+				}
+			} else {
+				r.sentSHA = ""
+			}
+		} else {
+			every = min(every, 100*time.Millisecond)
+		}
+		r.wait(ctx, every)
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// reporter makes reports. It sends the inventory only when it changed.
+type reporter struct {
+	a          *Agent
+	sentSHA    string
+	sentTo     haven.HostID
+	asideSince map[haven.VMID]haven.Epoch
+}
+
+// wait ends when it is time for the next report, or when something happened
+// that the master should hear at once. Two reports are at least 20 ms apart.
+func (r *reporter) wait(ctx context.Context, every time.Duration) {
+	_, _, _, inventory := r.a.watch.get()
+	_, orders := r.a.reports()
+	least := time.NewTimer(min(every, 20*time.Millisecond))
+	defer least.Stop()
+	next := time.NewTimer(every)
+	defer next.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-least.C:
+	}
+	select {
+	case <-ctx.Done():
+	case <-next.C:
+	case <-inventory:
+	case <-orders:
+	case <-r.a.newMaster:
+	}
+}
+
+func (r *reporter) send(ctx context.Context, master haven.HostID) (client.Ack, error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	rep := r.a.makeReport()
+	inv, sha, _, _ := r.a.watch.get()
+	rep.InventorySHA = sha
+	if r.sentTo != master || r.sentSHA != sha {
+		rep.Inventory = &inv
+	}
+	ack, err := r.a.tell(ctx, master, rep)
+	if err != nil {
+		return client.Ack{}, err
+	}
+	r.sentTo, r.sentSHA = master, sha
+	return ack, nil
+}
+
+// tell gives a report to the master, which may be this very agent.
+func (a *Agent) tell(ctx context.Context, master haven.HostID, rep *client.Report) (client.Ack, error) {
+	if master == a.d.Host {
+		return a.TakeReport(ctx, master, rep)
+	}
+	return a.client.Report(ctx, master, rep)
+}
+
+func (a *Agent) makeReport() *client.Report {
+	orders, _ := a.reports()
+	load, loadWhy := a.watch.getLoad()
+	rep := &client.Report{
+		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
+		Leaving: a.leaving(), Observer: a.observerView(), Beats: a.beatViews(),
+	}
+	switch {
+	case a.d.Hypervisor == nil:
+		rep.Refuses = "it is a witness"
+	case !a.told():
+		rep.Refuses = "it was not told yet that it is registered"
+	case loadWhy != "":
+		rep.Refuses = loadWhy
+	}
+	return rep
+}
+
+func (a *Agent) identity() client.Identity {
+	host, _ := a.cfg.Host(a.d.Host)
+	return client.Identity{
+		Host: a.d.Host, Boot: a.d.Boot, State: a.d.State, Incarnation: a.d.Incarnation,
+		Role: host.Role, Address: host.Address.String(), ServerID: string(a.election.ServerID()),
+	}
+}
+
+// reports returns how orders stand, and a channel that is closed at a change.
+func (a *Agent) reports() ([]haven.OrderReport, <-chan struct{}) { return a.executor.Reports() }
+
+// obey does what the master's answer to a report asks for. An answer from a
+// master that was superseded is worth nothing.
+func (a *Agent) obey(ctx context.Context, ack client.Ack) {
+	if err := a.executor.See(ack.Term); err != nil {
+		a.log.Warn("answer to a report is not obeyed", "master", ack.Master, "error", err)
+		return
+	}
+	if ack.Rejected != "" && a.setRejected(ack.Rejected) {
+		a.log.Error("the ledger does not take this host", "reason", ack.Rejected)
+	}
+	if !ack.Registered {
+		return
+	}
+	a.ev.ack(ack.Master, a.bootOf(ack.Master), time.Now())
+	a.setTold()
+	if a.d.Hypervisor != nil {
+		a.keepAutostart(ctx, ack.Protected)
+		a.setAside(ctx, ack.SetAside)
+	}
+}
+
+// keepTimeout bounds one change of a definition's standing.
+const keepTimeout = 5 * time.Second
+
+// keepAutostart takes the start of protected VMs out of the VM manager's hands.
+func (a *Agent) keepAutostart(ctx context.Context, protected []haven.VMID) {
+	inv, _, _, _ := a.watch.get()
+	for _, id := range protected {
+		info, ok := inv.Find(id)
+		if !ok || !info.Autostart {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, keepTimeout)
+		err := a.d.Hypervisor.SetAutostart(ctx, id, false)
+		cancel()
+		if err != nil {
+			a.log.Warn("autostart of a protected VM could not be switched off", "vm", info.Name, "error", err)
+			continue
+		}
+		a.log.Info("autostart was switched off, Haven starts this VM now", "vm", info.Name)
+	}
+}
+
+// setAside takes stale definitions of VMs that run elsewhere off this host.
+func (a *Agent) setAside(ctx context.Context, moved []haven.VMID) {
+	for _, id := range moved {
+		inv, _, _, _ := a.watch.get()
+		if _, listed := inv.Find(id); !listed || inv.Has(id) != haven.No || a.ordered(id) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, keepTimeout)
+		err := a.d.Hypervisor.SetAside(ctx, id)
+		cancel()
+		if err != nil {
+			a.quiet.warn(a.log, "set-aside/"+string(id), "stale definition could not be set aside", "vm", id, "error", err)
+			continue
+		}
+		a.log.Info("stale definition of a VM that runs elsewhere was set aside", "vm", id)
+	}
+}
+
+// ordered says whether an order for the VM is at work here.
+func (a *Agent) ordered(id haven.VMID) bool {
+	all, _ := a.reports()
+	for _, r := range all {
+		if r.VM == id && !r.Status.Final() {
+			return true
+		}
+	}
+	return false
+}
+
+// observerView is what this agent can say for its own paths.
+func (a *Agent) observerView() client.ObserverView {
+	o := client.ObserverView{Majority: a.majority(), LoopOK: a.loop.ok()}
+	for _, s := range a.snapshots() {
+		o.Stores = append(o.Stores, storeView(s))
+	}
+	return o
+}
+
+func storeView(s storagebeat.Snapshot) client.StoreView {
+	h := s.Health
+	v := client.StoreView{Store: s.Store, OwnBack: h.OwnReadBack, Hung: h.HungFor > 0, Why: h.Problem}
+	switch {
+	case h.OthersMoving > 0:
+		v.Others = haven.Yes
+	case h.OthersStopped > 0:
+		v.Others = haven.No
+	}
+	if h.Readable == haven.No {
+		v.OwnBack = haven.No
+	}
+	return v
+}
+
+// beatViews is what this agent reads of all other hosts' beats.
+func (a *Agent) beatViews() []client.BeatView {
+	var all []client.BeatView
+	for _, s := range a.snapshots() {
+		for _, h := range s.Hosts {
+			if h.Host == a.d.Host {
+				continue
+			}
+			all = append(all, beatView(s, h.Host, false, h.Agent), beatView(s, h.Host, true, h.Helper))
+		}
+	}
+	return all
+}
+
+func beatView(s storagebeat.Snapshot, host haven.HostID, helper bool, v storagebeat.View) client.BeatView {
+	b := client.BeatView{
+		Store: s.Store, Host: host, Helper: helper, Absent: v.Missing, Moving: v.Moving,
+		ReadAge: client.MillisOf(s.Health.ReadAge), ChangedAge: client.MillisOf(v.Age), Left: v.Left,
+	}
+	if v.Seen {
+		b.Boot, b.Interval = v.Beat.Boot, client.MillisOf(v.Beat.Interval)
+		b.Isolated, b.SeesOthers = haven.TriOf(v.Beat.Isolated), haven.TriOf(v.Beat.Master != "")
+	}
+	return b
+}
+
+// errLeft is returned when the agent has left on purpose.
+var errLeft = errors.New("agent has left")

@@ -1,0 +1,152 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/internal/api"
+	"github.com/haven-ha/haven/internal/client"
+)
+
+// routes is the whole API.
+func (a *Agent) routes() []api.Route {
+	return append(a.peerRoutes(), a.operatorRoutes()...)
+}
+
+// peerRoutes are for other agents.
+func (a *Agent) peerRoutes() []api.Route {
+	host := func(pattern string, max int64, serve func(context.Context, *api.Call) (any, error)) api.Route {
+		return api.Route{Pattern: pattern, Need: api.NeedHost, MaxBytes: max, Serve: serve}
+	}
+	return []api.Route{
+		host("GET "+client.PathHello, 0, func(ctx context.Context, _ *api.Call) (any, error) { return a.Hello(ctx) }),
+		host("POST "+client.PathReport, client.MaxReportBytes, taking(a.TakeReport)),
+		host("GET "+client.PathInventory, 0, func(ctx context.Context, _ *api.Call) (any, error) { return a.Inventory(ctx) }),
+		host("GET "+client.PathDefinition, 0, func(ctx context.Context, c *api.Call) (any, error) {
+			id, err := haven.ParseVMID(c.Path("vm"))
+			if err != nil {
+				return nil, badRequest(err)
+			}
+			return a.Definition(ctx, id)
+		}),
+		host("POST "+client.PathOrders, client.MaxOrderBytes, taking(func(ctx context.Context, from haven.HostID, q *client.OrderRequest) (haven.OrderReport, error) {
+			return a.TakeOrder(ctx, from, *q)
+		})),
+		host("POST "+client.PathProbe, client.MaxSmallBytes, taking(func(ctx context.Context, _ haven.HostID, q *client.ProbeRequest) (client.ProbeAnswer, error) {
+			return a.Probe(ctx, *q)
+		})),
+		host("POST "+client.PathConfirm, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.ConfirmRequest) (client.ConfirmAnswer, error) {
+			return a.Confirm(ctx, from, *q)
+		})),
+		host("POST "+client.PathPromise, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *election.PromiseRequest) (election.PromiseReply, error) {
+			return a.election.Promises().Request(ctx, from, a.cfg.HostIDs(), *q)
+		})),
+		host("POST "+client.PathWithdrawn, client.MaxSmallBytes, taking(func(_ context.Context, _ haven.HostID, p *election.Promise) (bool, error) {
+			return a.election.Promises().Withdrawn(*p), nil
+		})),
+	}
+}
+
+// taking makes a route of a function of who asks and of the decoded body.
+func taking[Q, A any](serve func(context.Context, haven.HostID, *Q) (A, error)) func(context.Context, *api.Call) (any, error) {
+	return func(ctx context.Context, c *api.Call) (any, error) {
+		var q Q
+		if err := c.Decode(&q); err != nil {
+			return nil, err
+		}
+		return serve(ctx, c.From, &q)
+	}
+}
+
+func badRequest(err error) error {
+	return &client.Error{Problem: client.Problem{Title: "bad request", Status: http.StatusBadRequest, Detail: err.Error()}}
+}
+
+// operatorRoutes are for people and their programs.
+func (a *Agent) operatorRoutes() []api.Route {
+	view := func(path string, serve func(context.Context, *api.Call) (any, error)) api.Route {
+		return api.Route{Pattern: "GET " + path, Need: api.NeedViewer, Serve: serve}
+	}
+	act := func(path string, need api.Need, serve func(context.Context, *api.Call, client.Act) error) api.Route {
+		return api.Route{Pattern: "POST " + path, Need: need, MaxBytes: client.MaxSmallBytes, Serve: a.acting(serve)}
+	}
+	return []api.Route{
+		view("/v1/members", func(context.Context, *api.Call) (any, error) { return a.viewMembers(), nil }),
+		view("/v1/raft", func(context.Context, *api.Call) (any, error) { return a.viewRaft(), nil }),
+		view("/v1/status", a.atMaster(func(bool) (any, error) { return a.viewStatus(), nil })),
+		view("/v1/hosts", a.atMaster(func(bool) (any, error) { return a.viewHosts(), nil })),
+		view("/v1/vms", a.atMaster(func(bool) (any, error) { return a.viewVMs(), nil })),
+		view("/v1/incidents", a.atMaster(func(bool) (any, error) { return a.viewIncidents(), nil })),
+		view("/v1/incidents/{id}", func(ctx context.Context, c *api.Call) (any, error) {
+			return a.atMaster(func(bool) (any, error) { return a.viewIncident(haven.IncidentID(c.Path("id"))) })(ctx, c)
+		}),
+		view("/healthz", func(context.Context, *api.Call) (any, error) { return map[string]string{"status": "ok"}, nil }),
+		view("/readyz", func(context.Context, *api.Call) (any, error) { return a.viewReady() }),
+		act("/v1/arm", api.NeedOperator, a.arm(true)),
+		act("/v1/disarm", api.NeedOperator, a.arm(false)),
+		act("/v1/hosts/{host}/confirm-dead", api.NeedOperator, a.confirmDead),
+		act("/v1/hosts/{host}/release", api.NeedAdmin, a.releaseHost),
+		act("/v1/hosts/{host}/trust-bmc", api.NeedAdmin, a.trustPower),
+	}
+}
+
+// atMaster answers from the master, who alone knows everything. An agent that
+// cannot reach it answers from its own copy of the ledger, and says so in the
+// Haven-Stale header's place: the stale field of the status.
+func (a *Agent) atMaster(serve func(stale bool) (any, error)) func(context.Context, *api.Call) (any, error) {
+	return func(ctx context.Context, c *api.Call) (any, error) {
+		if a.isMaster() {
+			return serve(false)
+		}
+		if master, ok := a.master(); ok && master != a.d.Host && c.From == "" {
+			var answer json.RawMessage
+			err := a.client.Get(ctx, master, c.URI(), &answer)
+			if err == nil {
+				return answer, nil
+			}
+			a.log.Debug("master did not answer for an operator", "master", master, "error", err)
+		}
+		if a.ledger.Generation() == 0 {
+			return nil, fmt.Errorf("no master can be reached, and this agent has no copy of the ledger: %w", haven.ErrUnavailable)
+		}
+		return serve(true)
+	}
+}
+
+// acting makes a route of an operator's act. The master carries it out; any
+// other agent passes it on, in the operator's name.
+func (a *Agent) acting(serve func(context.Context, *api.Call, client.Act) error) func(context.Context, *api.Call) (any, error) {
+	return func(ctx context.Context, c *api.Call) (any, error) {
+		var q client.Act
+		if err := c.Decode(&q); err != nil {
+			return nil, err
+		}
+		if q.By == "" || c.Role != "admin" {
+			q.By = c.By
+		} else {
+			q.By += " as " + c.By
+		}
+		if !a.isMaster() {
+			return a.passOn(ctx, c, q)
+		}
+		if err := serve(ctx, c, q); err != nil {
+			return nil, err
+		}
+		a.log.Warn("operator acted", "by", q.By, "what", c.URI(), "reason", q.Reason)
+		return map[string]string{"status": "done"}, nil
+	}
+}
+
+func (a *Agent) passOn(ctx context.Context, c *api.Call, q client.Act) (any, error) {
+	master, ok := a.master()
+	if !ok || c.From != "" || master == a.d.Host {
+		return nil, &client.Error{Problem: client.Problem{Title: haven.ErrNotMaster.Error(), Status: http.StatusMisdirectedRequest, Master: master}}
+	}
+	var answer json.RawMessage
+	err := a.client.PostFor(ctx, master, c.URI(), c.By, string(c.Role), q, &answer)
+	return answer, err
+}
