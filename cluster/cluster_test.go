@@ -31,7 +31,7 @@ type agent struct {
 	seen   []Event // everything that came, if somebody reads
 }
 
-// lab is a simulated cluster of hosts h1, h2, … at 10.0.0.1, 10.0.0.2, …
+// lab is a simulated cluster of hosts h1, h2 and so on, at 10.0.0.1, 10.0.0.2 and so on.
 type lab struct {
 	t      *testing.T
 	net    *simNet
@@ -763,11 +763,11 @@ func TestLoopback(t *testing.T) {
 	l := &lab{t: t, peers: peers}
 	for i := 1; i <= 3; i++ {
 		cfg := l.config(i)
-		cfg.Bind, cfg.Net = addr(i), netx.Real{}
+		cfg.Bind, cfg.Net, cfg.Timing = addr(i), netx.Real{}, DefaultTiming()
+		cfg.Timing.ProbeInterval, cfg.Timing.ProbeTimeout = 250*time.Millisecond, 100*time.Millisecond
 		l.startUnread(cfg)
 	}
-	a := l.agents[0]
-	next := func(id haven.HostID, kind EventKind) Member {
+	next := func(a *agent, id haven.HostID, kind EventKind) Member {
 		t.Helper()
 		limit := time.After(30 * time.Second)
 		for {
@@ -781,23 +781,19 @@ func TestLoopback(t *testing.T) {
 			}
 		}
 	}
-	for _, b := range l.agents[1:] {
-		go func() {
-			for range b.Events() {
-			}
-		}()
-	}
-	if m := next("h2", EventJoined); m.Addr != addr(2) || m.Meta.Boot != "boot-2" {
+	a, b, c := l.agents[0], l.agents[1], l.agents[2]
+	next(b, "h1", EventJoined) // Before it knows anybody, an agent can tell nobody that it leaves.
+	if m := next(a, "h2", EventJoined); m.Addr != addr(2) || m.Meta.Boot != "boot-2" {
 		t.Errorf("joined %+v", m)
 	}
-	if err := l.agents[1].Leave(t.Context(), haven.LeaveShutdown); err != nil {
+	if err := b.Leave(t.Context(), haven.LeaveShutdown); err != nil {
 		t.Error(err)
 	}
-	if m := next("h2", EventLeft); m.Leave != haven.LeaveShutdown {
+	if m := next(a, "h2", EventLeft); m.Leave != haven.LeaveShutdown {
 		t.Errorf("left %+v", m)
 	}
-	l.agents[1].kill()
-	l.agents[2].kill()
-	next("h3", EventDied)
+	b.kill()
+	c.kill()
+	next(a, "h3", EventDied)
 	a.kill()
 }

@@ -56,7 +56,7 @@ func (l *hcLogger) emit(level slog.Level, msg string, args []any) {
 	if repeated > 0 {
 		attrs = append(attrs, slog.Int("repeated", repeated))
 	}
-	l.log.LogAttrs(ctx, level, msg, attrs...)
+	l.log.LogAttrs(ctx, level, msg, attrs...) //nolint:sloglint // Raft's messages are constants already.
 }
 
 // hcKey tells which messages repeat each other: the same text about the same

@@ -53,7 +53,7 @@ func (l *LineLogger) Write(p []byte) (int, error) {
 	if repeated > 0 {
 		attrs = append(attrs, slog.Int("repeated", repeated))
 	}
-	l.log.LogAttrs(ctx, level, l.msg, attrs...)
+	l.log.LogAttrs(ctx, level, l.msg, attrs...) //nolint:sloglint // One constant for each LineLogger.
 	return len(p), nil
 }
 

@@ -87,7 +87,7 @@ func TestLineLoggerIsBounded(t *testing.T) {
 	out, buf := textLog(slog.LevelInfo)
 	l := NewLineLogger(out, "gossip")
 	for i := range 10 * quietKeys {
-		fmt.Fprintf(l, "[ERR] memberlist: unacceptable label %q", fmt.Sprint(i))
+		_, _ = fmt.Fprintf(l, "[ERR] memberlist: unacceptable label %q", fmt.Sprint(i))
 	}
 	if n := len(l.quiet.seen); n > quietKeys+1 {
 		t.Errorf("%d keys kept, want at most %d", n, quietKeys+1)
@@ -96,7 +96,7 @@ func TestLineLoggerIsBounded(t *testing.T) {
 		t.Errorf("%d lines logged, want at most %d", n, quietKeys+1)
 	}
 	buf.Reset()
-	fmt.Fprintf(NewLineLogger(out, "gossip"), "[WARN] memberlist: %s", strings.Repeat("ä", 5000))
+	_, _ = fmt.Fprintf(NewLineLogger(out, "gossip"), "[WARN] memberlist: %s", strings.Repeat("ä", 5000))
 	if buf.Len() > 2*maxLine {
 		t.Errorf("a long line made %d bytes", buf.Len())
 	}
