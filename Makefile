@@ -1,0 +1,97 @@
+# Haven. "make help" lists the targets. Go, git and make are enough for all of
+# them but "lab", which installs what it needs.
+
+# Under sudo, /usr/local/go/bin is often not in the path.
+GO ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BINARIES := havend haven haven-helper
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+
+# The race detector needs a C compiler; without one the tests run all the same.
+CC_FOUND := $(shell command -v $$($(GO) env CC) 2>/dev/null)
+
+SEEDS    ?= 20
+FUZZTIME ?= 60s
+ARGS     ?=
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  %-9s %s\n' "$$t" "$$d"; done
+
+.PHONY: build
+build: ## build havend, haven and haven-helper into bin/
+	@mkdir -p bin
+	@for b in $(BINARIES); do echo "build bin/$$b $(VERSION)"; $(BUILD) -o "bin/$$b" "./cmd/$$b" || exit 1; done
+
+.PHONY: test
+test: ## unit, property and simulation tests, with the race detector where possible
+ifneq ($(CC_FOUND),)
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...
+else
+	@echo "no C compiler: the tests run without the race detector (apt-get install gcc libc6-dev brings it)"
+	CGO_ENABLED=0 $(GO) test -timeout 20m ./...
+endif
+
+.PHONY: packages
+packages:
+	@[ "$$(id -u)" = 0 ] || { echo "the lab makes network namespaces and mounts: run it as root (sudo make lab)" >&2; exit 1; }
+	@missing=""; for p in $$(sed 's/#.*//' test/lab/packages.txt); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
+	[ -z "$$missing" ] || { echo "install$$missing"; \
+		export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $$missing </dev/null; }
+
+# Lab tests of other packages stand beside what they test, with the same tag.
+LAB_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<lab\>' . 2>/dev/null | grep -v '^\./test/' | xargs -r -n1 dirname | sort -u)
+
+.PHONY: lab
+lab: packages build ## scenarios on real libvirtd, QEMU, BMCs and storage, as root
+	CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -v ./test/lab/... $(LAB_TESTS)
+
+.PHONY: sim
+sim: ## the simulator: SEEDS=20 clusters with faults, in virtual time
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 60m ./internal/sim/... -args -seeds $(SEEDS)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME=60s
+	@failed=""; for hit in $$(grep -rhoE --with-filename --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's/func //' | tr -d ' '); do \
+		file="$${hit%%:*}"; name="$${hit##*:}"; echo "fuzz $$name in $$(dirname "$$file")"; \
+		CGO_ENABLED=0 $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$(dirname "$$file")" || failed="$$failed $$name"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+.PHONY: bench
+bench: ## benchmarks
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+.PHONY: demo
+demo: ## a cluster of five on this machine; make demo ARGS=--script plays a power cut
+	CGO_ENABLED=0 $(GO) run ./test/demo $(ARGS)
+
+# The linter is pinned by internal/tools/go.mod and built once.
+bin/golangci-lint: internal/tools/go.mod internal/tools/go.sum
+	@mkdir -p bin
+	@echo "build bin/golangci-lint (this takes a minute or two)"
+	@cd internal/tools && CGO_ENABLED=0 $(GO) build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: lint
+lint: bin/golangci-lint ## the house rules
+	PATH="$(dir $(GO)):$$PATH" CGO_ENABLED=0 bin/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: bin/golangci-lint ## format the code
+	PATH="$(dir $(GO)):$$PATH" bin/golangci-lint fmt
+
+.PHONY: licences
+licences: ## collect the licence texts of all linked modules into build/licences/
+	@rm -rf build/licences && mkdir -p build/licences
+	@$(GO) list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' ./cmd/... | sort -u | while read -r path dir; do \
+		name="$$(echo "$$path" | tr / _)"; found=""; \
+		for f in "$$dir"/LICENSE* "$$dir"/License* "$$dir"/LICENCE* "$$dir"/COPYING* "$$dir"/NOTICE*; do \
+			[ -f "$$f" ] && cp "$$f" "build/licences/$$name.$$(basename "$$f")" && chmod 644 "build/licences/$$name.$$(basename "$$f")" && found=1; done; \
+		[ -n "$$found" ] || { echo "no licence in $$path" >&2; exit 1; }; done
+	@cp LICENSE NOTICE THIRD_PARTY.md build/licences/
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin build
