@@ -1,0 +1,173 @@
+// Havend is the agent that runs on every host of a Haven cluster.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/agent"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/storagebeat"
+)
+
+// version is set by the build.
+var version = "dev"
+
+// storeChild is the hidden argument of a store's child process.
+const storeChild = "store-child"
+
+// Exit codes, beside those of config.Check.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == storeChild {
+		return storagebeat.ChildMain(args[1:], os.Stdin, os.Stdout)
+	}
+	flags := flag.NewFlagSet("havend", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	path := flags.String("config", "/etc/haven/haven.yaml", "configuration `file` of the cluster")
+	name := flags.String("host", "", "`name` of this host in the hosts section (default: its hostname)")
+	bootID := flags.String("boot-id", "", "`file` that names this boot (default: the kernel's)")
+	check := flags.Bool("check", false, "check the configuration and the files that it names, and exit")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return exitOK
+		}
+		return exitUsage
+	}
+	switch {
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "havend: %q: no arguments are expected\n", flags.Arg(0))
+		return exitUsage
+	case *showVersion:
+		fmt.Fprintln(stdout, version)
+		return exitOK
+	case *check:
+		return config.Check(*path, stdout)
+	}
+	cfg, err := config.Load(*path)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	log := newLog(cfg.Log, stderr)
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "warning", w.String())
+	}
+	if err := serve(cfg, *name, *bootID, log); err != nil {
+		log.Error("havend failed", "error", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func newLog(c config.Log, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.Level)) != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// leaveTimeout bounds the good-byes.
+const leaveTimeout = 6 * time.Second
+
+// serve runs the agent until a signal asks it to stop.
+func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
+	if name == "" {
+		hostname, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the host's name: %w; --host gives it", err)
+		}
+		name = strings.ToLower(hostname)
+	}
+	host, err := haven.ParseHostID(name)
+	if err != nil {
+		return err
+	}
+	parts := agent.Real{
+		Config: cfg, Host: host, BootIDFile: bootID, Version: version, Log: log.With("self", host),
+		StoreChild: []string{"/proc/self/exe", storeChild},
+	}
+	deps, closeParts, err := parts.Open()
+	if err != nil {
+		return err
+	}
+	defer closeParts()
+	a, err := agent.New(deps)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	tellSystemd(log, daemon.SdNotifyReady)
+	select {
+	case err := <-ended:
+		return err
+	case sig := <-signals:
+		reason := leaveReason()
+		log.Info("stopping", "signal", sig.String(), "reason", reason)
+		tellSystemd(log, daemon.SdNotifyStopping)
+		bye, cancel := context.WithTimeout(ctx, leaveTimeout)
+		defer cancel()
+		if err := a.Leave(bye, reason); err != nil {
+			log.Warn("not everybody was told of the leave", "error", err)
+		}
+		stop()
+	}
+	return <-ended
+}
+
+func tellSystemd(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("the service manager could not be told", "state", state, "error", err)
+	}
+}
+
+// leaveReason tells a stop of the agent from a shutdown of the host.
+func leaveReason() haven.LeaveReason {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return haven.LeaveStopped // no systemd to ask
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	// It exits with an error unless all is well; what it prints is what counts.
+	out, err := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	if err != nil && len(out) == 0 {
+		return haven.LeaveStopped
+	}
+	if strings.TrimSpace(string(out)) == "stopping" {
+		return haven.LeaveShutdown
+	}
+	return haven.LeaveStopped
+}

@@ -1,0 +1,346 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/fencing/ipmi"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/netx"
+	"github.com/haven-ha/haven/internal/obs"
+	"github.com/haven-ha/haven/internal/pki"
+	"github.com/haven-ha/haven/storagebeat"
+	"github.com/haven-ha/haven/vmrestart"
+	"github.com/haven-ha/haven/vmrestart/libvirt"
+)
+
+// Real says where the real parts of one host are.
+type Real struct {
+	Config *config.Config
+	Host   haven.HostID
+	// BootIDFile names this boot; empty means the kernel's own.
+	BootIDFile string
+	// StoreChild starts the child process of a store; see storagebeat.ChildMain.
+	StoreChild []string
+	Version    string
+	Log        *slog.Logger
+}
+
+// kernelBootID is where Linux names its boot.
+const kernelBootID = "/proc/sys/kernel/random/boot_id"
+
+// Open opens the real parts. The function that it returns closes them, after
+// the agent that was made of them has ended.
+func (r Real) Open() (d Deps, closeAll func(), err error) {
+	var closers []func() error
+	closeAll = func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			if err := closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
+				r.Log.Warn("a part did not close well", "error", err)
+			}
+		}
+	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
+	cfg := r.Config
+	self, ok := cfg.Host(r.Host)
+	if !ok {
+		return d, nil, fmt.Errorf("host %q is not in the hosts section of the configuration; --host gives another name", r.Host)
+	}
+	d = Deps{
+		Config: cfg, Host: r.Host, Version: r.Version, Net: netx.Real{}, Log: r.Log, Metrics: obs.NewMetrics(), Boottime: boottime,
+	}
+	if d.Boot, err = readBootID(r.BootIDFile); err != nil {
+		return d, nil, err
+	}
+	if err = os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return d, nil, fmt.Errorf("make data directory: %w", err)
+	}
+	unlock, err := lockDir(cfg.DataDir)
+	if err != nil {
+		return d, nil, err
+	}
+	closers = append(closers, unlock)
+	if d.State, d.Incarnation, err = OpenIdentity(cfg.DataDir); err != nil {
+		return d, nil, err
+	}
+	d.Raft = election.DirStorage(filepath.Join(cfg.DataDir, "raft"))
+	d.Journal = vmrestart.FileJournal{Path: filepath.Join(cfg.DataDir, "orders.json")}
+	if d.Credentials, err = pki.LoadCredentials(cfg.Cluster, pki.Files{CA: cfg.API.CAFile, Cert: cfg.API.CertFile, Key: cfg.API.KeyFile}, r.Log); err != nil {
+		return d, nil, fmt.Errorf("load certificates: %w", err)
+	}
+	if id := d.Credentials.Identity(); id.Host != r.Host {
+		return d, nil, fmt.Errorf("load certificates: %s is the certificate of %s, not of host %s", cfg.API.CertFile, id, r.Host)
+	}
+	if d.GossipKeys, err = LoadGossipKeys(cfg.Gossip.KeyFile); err != nil {
+		return d, nil, err
+	}
+	if d.Fences, err = r.fences(); err != nil {
+		return d, nil, err
+	}
+	if self.Role != haven.RoleWitness {
+		if err = r.openHost(&d, &closers); err != nil {
+			return d, nil, err
+		}
+	}
+	if d.Helper, err = r.helperProbe(); err != nil {
+		return d, nil, err
+	}
+	if cfg.API.Socket != "" {
+		if d.Local, err = listenLocal(cfg.API.Socket); err != nil {
+			return d, nil, err
+		}
+		closers = append(closers, d.Local.Close)
+	}
+	return d, closeAll, nil
+}
+
+// openHost opens what only a hypervisor has.
+func (r Real) openHost(d *Deps, closers *[]func() error) error {
+	cfg := r.Config
+	virt := libvirt.New(libvirt.Options{Socket: cfg.Libvirt.Socket, Host: r.Host, Boot: d.Boot, Net: netx.Real{}, Log: r.Log})
+	*closers = append(*closers, func() error { virt.Close(); return nil })
+	d.Hypervisor = realHypervisor{Client: virt, asideDir: filepath.Join(cfg.DataDir, "set-aside")}
+	probe, err := storagebeat.NewChild(storagebeat.ChildConfig{Command: r.StoreChild, Timeout: probeChildTimeout})
+	if err != nil {
+		return fmt.Errorf("set up disk probes: %w", err)
+	}
+	*closers = append(*closers, probe.Close)
+	d.Probe = childProber{probe}
+	for _, s := range cfg.Heartbeat.Stores {
+		child, err := storagebeat.NewChild(storagebeat.ChildConfig{
+			Command: r.StoreChild, Path: s.Path, Cluster: cfg.Cluster, Timeout: cfg.Heartbeat.IOTimeout,
+		})
+		if err != nil {
+			return fmt.Errorf("store %s: %w", s.Name, err)
+		}
+		*closers = append(*closers, child.Close)
+		d.Stores = append(d.Stores, Store{Name: s.Name, Device: child})
+	}
+	return nil
+}
+
+// probeChildTimeout bounds the reading of one disk before a start.
+const probeChildTimeout = 5 * time.Second
+
+// childProber reads VM disks in a child process.
+type childProber struct{ child *storagebeat.Child }
+
+func (p childProber) ReadProbe(ctx context.Context, path string) error {
+	_, err := p.child.ReadProbe(ctx, path)
+	return err
+}
+
+func readBootID(path string) (haven.BootID, error) {
+	if path == "" {
+		path = kernelBootID
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	id := strings.TrimSpace(string(data))
+	if id == "" || len(id) > 64 {
+		return "", fmt.Errorf("read boot id: %s holds %d octets, want 1 to 64", path, len(id))
+	}
+	return haven.BootID(id), nil
+}
+
+// lockDir makes sure that one agent at a time has the data directory.
+func lockDir(dir string) (func() error, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock data directory %s: another agent has it: %w", dir, err), f.Close())
+	}
+	return f.Close, nil
+}
+
+// boottime counts while the machine is suspended.
+func boottime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // the clock is there since Linux 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}
+
+// LoadGossipKeys reads the gossip keys: one on each line, base64 of 16, 24 or 32
+// octets. The first encrypts.
+func LoadGossipKeys(path string) ([]cluster.Key, error) {
+	lines, _, err := config.LoadSecrets(path)
+	if err != nil {
+		return nil, fmt.Errorf("load gossip keys: %w", err)
+	}
+	var keys []cluster.Key
+	for i, l := range lines {
+		k, err := base64.StdEncoding.DecodeString(l.Reveal())
+		if err != nil || (len(k) != 16 && len(k) != 24 && len(k) != 32) {
+			return nil, fmt.Errorf("load gossip keys: key %d in %s is not base64 of 16, 24 or 32 octets; 'haven keys generate' makes one", i+1, path)
+		}
+		keys = append(keys, k)
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("load gossip keys: %s holds none; 'haven keys generate' makes one", path)
+	}
+	return keys, nil
+}
+
+// fences makes the drivers of all hosts' fence devices.
+func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
+	all := map[haven.HostID][][]FenceDevice{}
+	for _, id := range r.Config.HostIDs() {
+		host, _ := r.Config.Host(id)
+		for _, names := range host.Fencing.Levels {
+			var level []FenceDevice
+			for _, name := range names {
+				dev, err := fenceDevice(name, host.Fencing.Devices[name])
+				if err != nil {
+					return nil, fmt.Errorf("fence device %s of host %s: %w", name, id, err)
+				}
+				level = append(level, dev)
+			}
+			if len(level) > 0 {
+				all[id] = append(all[id], level)
+			}
+		}
+	}
+	return all, nil
+}
+
+func fenceDevice(name string, d config.Device) (FenceDevice, error) {
+	var suites []int
+	for _, s := range d.CipherSuite.Suites() {
+		suites = append(suites, int(s))
+	}
+	addr := netip.AddrPortFrom(d.Address, uint16(d.Port)).String()
+	driver, err := ipmi.New(ipmi.Config{
+		Net: netx.Real{}, Address: addr, Username: d.Username, Suites: suites, Timeout: d.Timeout,
+		Password: func() (string, error) {
+			s, _, err := config.LoadSecret(d.PasswordFile)
+			return s.Reveal(), err
+		},
+	})
+	if err != nil {
+		return FenceDevice{}, err
+	}
+	return FenceDevice{Name: name, Key: addr, Address: addr, Driver: driver}, nil
+}
+
+// helperProbe asks helpers over HTTP as CloudStack's client would.
+func (r Real) helperProbe() (HelperProbe, error) {
+	h := r.Config.Helper
+	if h.Port == 0 {
+		return nil, nil
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: 10 * time.Second, ResponseHeaderTimeout: 3 * time.Second}
+	if !h.Plain {
+		roots, err := pki.Roots(r.Config.API.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("set up helper probes: %w", err)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	}
+	c := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(ctx context.Context, id haven.HostID) (haven.Tri, string) { return askHelper(ctx, c, r.Config, id) }, nil
+}
+
+// askHelper says whether a helper answers. One that answers with an error, as
+// it does while the VM manager hangs, shows that the host lives.
+func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, id haven.HostID) (haven.Tri, string) {
+	host, ok := cfg.Host(id)
+	if !ok || host.Role == haven.RoleWitness {
+		return haven.Unknown, "it has no helper"
+	}
+	scheme := "https"
+	if cfg.Helper.Plain {
+		scheme = "http"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+hostPort(host.Address, cfg.Helper.Port)+"/", nil)
+	if err != nil {
+		return haven.Unknown, err.Error()
+	}
+	if cfg.Helper.Username != "" {
+		password, _, err := config.LoadSecret(cfg.Helper.PasswordFile)
+		if err != nil {
+			return haven.Unknown, err.Error()
+		}
+		req.SetBasicAuth(cfg.Helper.Username, password.Reveal())
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return haven.No, err.Error()
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
+		return haven.No, err.Error()
+	}
+	return haven.Yes, resp.Status
+}
+
+// listenLocal opens the socket for operators on this host. Only root, or the
+// user that the agent runs as, can connect.
+func listenLocal(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("open local socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open local socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("open local socket: %w", err)
+	}
+	return l, nil
+}
+
+// realHypervisor fits the libvirt client to what the agent wants.
+type realHypervisor struct {
+	*libvirt.Client
+	asideDir string
+}
+
+func (h realHypervisor) Start(ctx context.Context, id haven.VMID, xml []byte) (vmrestart.Outcome, error) {
+	err := h.Client.Start(ctx, id, xml, libvirt.StartOptions{})
+	switch {
+	case err == nil, errors.Is(err, libvirt.ErrAlreadyRunning):
+		return vmrestart.Started, nil
+	case errors.Is(err, libvirt.ErrOutcomeUnknown):
+		return vmrestart.Unclear, err
+	case errors.Is(err, libvirt.ErrLocked):
+		return vmrestart.Locked, err
+	}
+	return vmrestart.Failed, err
+}
+
+func (h realHypervisor) Disks(xml []byte) ([]string, error) { return libvirt.DiskPaths(xml) }
+
+func (h realHypervisor) Load(inv haven.Inventory) (haven.HostLoad, error) { return h.NodeInfo(inv) }
+
+func (h realHypervisor) SetAside(ctx context.Context, id haven.VMID) error {
+	return h.Client.SetAside(ctx, id, h.asideDir)
+}
