@@ -13,7 +13,6 @@ type powerSight struct {
 	first   moment           // end of the first off that counts and is not contradicted
 	count   int              // such offs in a row, far enough apart
 	off     bool             // enough of them
-	guid    bool             // each of them by a BMC whose GUID is this host's
 	proved  bool             // all conditions of a proof hold
 	lacks   string           // what a proof still lacks, once there was an off
 	against bool             // enough offs, and signs of life well after them
@@ -32,14 +31,25 @@ func (s *sight) readPower() powerSight {
 	if s.st.life.ok {
 		since.raise(s.st.life.at)
 	}
-	p.first, p.count, _, p.guid = s.offs(since)
-	p.off = p.count >= s.cfg.OffReadings
-	p.against, p.doubt = s.contradicted(lastOn)
-	if p.count > 0 {
-		p.lacks = s.proofLacks(&p)
-		p.proved = p.lacks == ""
+	for i := range s.h.Power {
+		if s.counts(&s.h.Power[i], since) {
+			p.consider(s, s.chain(&s.h.Power[i], since))
+		}
 	}
+	p.against, p.doubt = s.contradicted(lastOn)
 	return p
+}
+
+// consider takes a row of offs into account. Any one row may prove; of the
+// others the longest, and of these the earliest, is kept for people.
+func (p *powerSight) consider(s *sight, r row) {
+	lacks := s.proofLacks(r)
+	better := r.count > p.count || r.count == p.count && r.first.at < p.first.at
+	if p.proved || lacks != "" && !better {
+		return
+	}
+	p.first, p.count, p.off = r.first, r.count, r.count >= s.cfg.OffReadings
+	p.lacks, p.proved = lacks, lacks == ""
 }
 
 // counts says whether r is a fresh, believable off that began after since.
@@ -49,30 +59,23 @@ func (s *sight) counts(r *PowerReading, since moment) bool {
 		(!since.ok || r.Started > since.at)
 }
 
-// offs finds the longest chain of counting offs of one device, each in another
-// session and begun a gap after the one before ended, from the earliest on. nth
-// is the end of the one that made the number full.
-func (s *sight) offs(since moment) (first moment, count int, nth moment, guid bool) {
-	for i := range s.h.Power {
-		start := &s.h.Power[i]
-		if !s.counts(start, since) {
-			continue
-		}
-		f, n, full, g := s.chain(start, since)
-		if n > count || n == count && f.at < first.at {
-			first, count, nth, guid = f, n, full, g
-		}
-	}
-	return first, count, nth, guid
+// row is a row of offs of one device, each in another session than the one
+// before and begun a gap after that one ended.
+type row struct {
+	first moment // end of the first
+	count int    // at most as many as a proof needs
+	nth   moment // end of the one that made the number full
+	guid  bool   // each by a BMC whose GUID is the host's
 }
 
-func (s *sight) chain(start *PowerReading, since moment) (first moment, count int, nth moment, guid bool) {
-	first, guid = moment{true, start.Finished}, true
+// chain is the row that begins with start and takes the earliest next each time.
+func (s *sight) chain(start *PowerReading, since moment) row {
+	w := row{first: moment{true, start.Finished}, guid: true}
 	for r := start; r != nil; {
-		count++
-		guid = guid && r.GUID == haven.Yes
-		if count == s.cfg.OffReadings {
-			nth = moment{true, r.Finished}
+		w.count++
+		w.guid = w.guid && r.GUID == haven.Yes
+		if w.count == s.cfg.OffReadings {
+			w.nth = moment{true, r.Finished}
 			break
 		}
 		var next *PowerReading
@@ -85,7 +88,7 @@ func (s *sight) chain(start *PowerReading, since moment) (first moment, count in
 		}
 		r = next
 	}
-	return first, count, nth, guid
+	return w
 }
 
 // lastOn is the end of the last reading that said on. Whoever's word it is, an
@@ -124,9 +127,9 @@ func (s *sight) beatMargin() time.Duration {
 }
 
 // proofLacks names the first condition of a proof that does not hold.
-func (s *sight) proofLacks(p *powerSight) string {
+func (s *sight) proofLacks(p row) string {
 	switch {
-	case !p.off:
+	case p.count < s.cfg.OffReadings:
 		return fmt.Sprintf("power off read %d of %d times", p.count, s.cfg.OffReadings)
 	case !s.trusted:
 		return "a trusted observer"
@@ -143,7 +146,7 @@ func (s *sight) proofLacks(p *powerSight) string {
 	if s.st.left != haven.LeaveNone && s.probes(haven.EvidenceProbeHelper, never, asked) != haven.No {
 		return "a neighbour's failing probe of the helper after the first off"
 	}
-	if lacks := s.beatsOld(p); lacks != "" {
+	if lacks := s.beatsOld(p.guid); lacks != "" {
 		return lacks
 	}
 	if s.grace != "" {
@@ -155,12 +158,12 @@ func (s *sight) proofLacks(p *powerSight) string {
 // beatsOld checks the beats against an off. If stores are configured and nobody
 // can vouch for any, the one thing that would show a BMC to be another host's
 // is missing: then only a matching GUID makes its word a proof.
-func (s *sight) beatsOld(p *powerSight) string {
+func (s *sight) beatsOld(guid bool) string {
 	if s.storeless {
 		return ""
 	}
 	if len(s.stores) == 0 {
-		if p.guid {
+		if guid {
 			return ""
 		}
 		return "a readable store, or a BMC whose GUID is known to be this host's"
@@ -185,11 +188,18 @@ func (s *sight) beatsOld(p *powerSight) string {
 // was of the very boot the offs were about. Words that were under way while the
 // power went are late by less than the margin.
 func (s *sight) contradicted(lastOn moment) (against, sameBoot bool) {
-	_, count, nth, _ := s.offs(lastOn)
-	if count < s.cfg.OffReadings || !s.st.life.ok {
+	var full moment
+	for i := range s.h.Power {
+		if r := &s.h.Power[i]; s.counts(r, lastOn) {
+			if w := s.chain(r, lastOn); w.nth.ok && (!full.ok || w.nth.at < full.at) {
+				full = w.nth
+			}
+		}
+	}
+	if !full.ok || !s.st.life.ok {
 		return false, false
 	}
-	after := nth.at + s.beatMargin()
+	after := full.at + s.beatMargin()
 	against = s.st.life.at > after
 	if r := &s.h.Report; r.Heard && r.Boot != "" && r.Boot == s.h.Boot && s.reportAt() > after {
 		sameBoot = true
