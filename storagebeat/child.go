@@ -46,6 +46,10 @@ type ChildConfig struct {
 // that fails at once is not started in a tight loop.
 const restartPause = 200 * time.Millisecond
 
+// killWait is how long a kill may take before the process counts as stuck. One
+// that does not hang in the kernel is gone within a few milliseconds.
+const killWait = 100 * time.Millisecond
+
 // reapWait bounds how long Close waits for a killed child.
 const reapWait = 250 * time.Millisecond
 
@@ -233,17 +237,17 @@ func (c *Child) ready(ctx context.Context) error {
 	if c.proc != nil && !c.proc.killed {
 		return nil
 	}
-	if c.proc != nil && !c.reap() {
-		return fmt.Errorf("process %d, killed %s ago: %w", c.proc.pid, time.Since(c.proc.killedAt).Round(time.Millisecond), ErrStuck)
-	}
-	if wait := restartPause - time.Since(c.started); !c.started.IsZero() && wait > 0 {
-		t := time.NewTimer(wait)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return c.because(ErrTimeout)
+	for c.proc != nil && !c.reap() {
+		ago := time.Since(c.proc.killedAt)
+		if ago > killWait {
+			return fmt.Errorf("process %d, killed %s ago: %w", c.proc.pid, ago.Round(time.Millisecond), ErrStuck)
 		}
+		if !pause(ctx, killWait/20) {
+			return c.because(ErrStuck)
+		}
+	}
+	if !c.started.IsZero() && !pause(ctx, restartPause-time.Since(c.started)) {
+		return c.because(ErrTimeout)
 	}
 	c.started = time.Now()
 	p, err := startProcess(c.cfg)
@@ -253,6 +257,21 @@ func (c *Child) ready(ctx context.Context) error {
 	c.proc = p
 	c.note(func(s *ChildStats) { s.PID = p.pid; s.Started++ })
 	return nil
+}
+
+// pause waits for d and says whether ctx lasted as long.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // abandon kills the process and leaves it. It is not waited for: in the middle
