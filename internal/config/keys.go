@@ -81,10 +81,9 @@ func (l *Libvirt) keys() []field {
 }
 
 func (h *Helper) keys() []field {
-	portField := port(&h.Port, "TCP port, on every host's address. With plain: true the default is 8080.")
 	return []field{
 		boolean("plain", &h.Plain, "Serve HTTP without TLS. The list of VMs, and the password if there is one, then cross the network in the clear."),
-		portField,
+		port(&h.Port, "TCP port, on every host's address. With plain: true the default is 8080."),
 		file("cert_file", &h.CertFile, "Certificate, PEM. Required, unless plain is true."),
 		file("key_file", &h.KeyFile, "Private key of the certificate, PEM. Required, unless plain is true."),
 		username("username", &h.Username, "User name that clients give (basic authentication). Required, unless plain is true."),
