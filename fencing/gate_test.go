@@ -188,9 +188,11 @@ func (c *countingAuth) Power(context.Context) (fencing.Reading, error) {
 	c.n++
 	return fencing.Reading{}, fencing.ErrAuth
 }
+
 func (c *countingAuth) Set(context.Context, haven.FenceAction, fencing.Permit) error {
 	return fencing.ErrAuth
 }
+
 func (c *countingAuth) Identity(context.Context) (fencing.GUID, error) { return "", fencing.ErrAuth }
 
 func TestTestPlanBoundsConcurrency(t *testing.T) {

@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/fencing"
-	"pgregory.net/rapid"
 )
 
 var t0 = time.Unix(1_000_000, 0)

@@ -9,9 +9,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/fencing"
-	"pgregory.net/rapid"
 )
 
 var quiet = slog.New(slog.DiscardHandler)

@@ -437,7 +437,9 @@ func statusError(c types.RmcpStatusCode) error {
 
 // completionError sorts the completion codes of commands.
 func completionError(c types.CompletionCode) error {
-	switch c { //exhaustive:ignore // Most of the hundred codes belong to other commands.
+	// Most of the hundred codes belong to other commands.
+	//exhaustive:ignore
+	switch c {
 	case types.CodeNodeBusy, types.CodeProcessTimeout, types.CodeOutOfSpace, types.CodeCannotProvideResponse,
 		types.CodeCannotProvideResponseFirmwareUpdate, types.CodeCannotProvideResponseBMCInitialize,
 		types.CodeUnspecifiedError:
