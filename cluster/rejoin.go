@@ -77,8 +77,10 @@ func (c *Cluster) join(id haven.HostID, addr netip.AddrPort) {
 	c.mu.Unlock()
 	switch {
 	case closing:
+	case err == nil && failedBefore:
+		c.log.Info("joined a configured host after failing to", "host", id, "address", addr)
 	case err == nil:
-		c.log.Info("exchanged members with a configured host", "host", id, "address", addr)
+		c.log.Debug("joined a configured host", "host", id, "address", addr)
 	case !failedBefore:
 		c.log.Info("cannot join a configured host, will keep trying", "host", id, "address", addr, "error", err)
 	}
