@@ -75,7 +75,10 @@ func (t *Tracker) view(now time.Time, k key) View {
 	return v
 }
 
-// judge decides on a valid record in a current reading.
+// judge decides on a valid record in a current reading. Silence is certain
+// from the end of one read to the start of another, so it falls short of the time
+// that passed by the length of a read; a quarter of an interval is forgiven, or
+// each stale time would cost one read more.
 func (t *Tracker) judge(v View, moved bool) (haven.Tri, string) {
 	stale := max(t.cfg.StaleAfter, 3*min(v.Beat.Interval, time.Hour))
 	switch {
@@ -83,7 +86,7 @@ func (t *Tracker) judge(v View, moved bool) (haven.Tri, string) {
 		return haven.Unknown, "not seen to move since this reader first read it"
 	case v.Age < stale:
 		return haven.Yes, fmt.Sprintf("sequence %d", v.Beat.Sequence)
-	case v.Silent >= stale:
+	case v.Silent >= stale-t.cfg.Interval/4:
 		return haven.No, whyStill(v.Silent)
 	case !v.Lively:
 		return haven.Unknown, "stands still, but no other host's beat moves either"

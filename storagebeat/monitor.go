@@ -35,7 +35,8 @@ type MonitorConfig struct {
 	// less than StaleAfter, or one slow operation makes this host look stale.
 	Timeout time.Duration
 
-	// WriteOnly leaves out reading others, for a writer that judges nobody.
+	// WriteOnly leaves out reading others, for a writer that judges nobody. Of
+	// its snapshots only what tells about writes means anything.
 	WriteOnly bool
 }
 
@@ -164,6 +165,9 @@ func (m *Monitor) Snapshot() Snapshot {
 	s := m.tracker.Snapshot(now)
 	s.Store = m.cfg.Store
 	h := &s.Health
+	if m.cfg.WriteOnly {
+		h.Problem, h.Outage = "", "" // It did not look, so it saw nothing wrong.
+	}
 	if !m.io.wrote.IsZero() {
 		h.WriteAge, h.WriteLatency = now.Sub(m.io.wrote), m.io.took
 	}

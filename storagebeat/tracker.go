@@ -26,8 +26,8 @@ type TrackerConfig struct {
 	Writer   Writer
 	Hosts    []haven.HostID
 	Interval time.Duration // of the beats
-	// StaleAfter is how long a beat must stand still to be stale. It is at
-	// least 3 intervals of what the beat itself declares, whatever is set here.
+	// StaleAfter is how long a beat must stand still to be stale. It is never
+	// less than 3 of the intervals that the beat itself declares.
 	StaleAfter time.Duration
 }
 
