@@ -199,6 +199,7 @@ func (p *power) end(host haven.HostID) {
 // that a new master knows already whom to trust.
 func (a *Agent) testDevices(ctx context.Context) {
 	policy := fencing.DefaultTestPolicy()
+	policy.Spread = 2 * time.Second
 	if a.cfg.Fencing.CheckInterval > 0 {
 		policy.Every = a.cfg.Fencing.CheckInterval
 	}

@@ -72,6 +72,9 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 		if view.Verdict == haven.VerdictDead {
 			m.prove(h, in, view)
 		}
+		if m.ended[in.ID] == attempt.N {
+			return // its end is on its way to the ledger
+		}
 		// An attempt that this master did not begin was its predecessor's. Fencing
 		// reads the power state first, so that beginning again repeats nothing.
 		m.begin(Fence{Incident: in.ID, N: attempt.N, Host: in.Host, Boot: in.Boot})
@@ -242,6 +245,7 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 	if d.Err != nil {
 		detail = d.Err.Error()
 	}
+	m.ended[in.ID] = act.N
 	proved := d.Proof != nil && d.Proof.Boot == in.Boot && d.Proof.Host == in.Host
 	m.propose(ledger.EndFence{ID: in.ID, N: act.N, Proved: proved, Detail: detail, At: m.now})
 	if proved {

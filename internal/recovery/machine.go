@@ -181,6 +181,7 @@ type Machine struct {
 	blocked map[haven.IncidentID]retry
 	healthy map[haven.HostID]time.Time
 	twice   map[haven.VMID]bool
+	ended   map[haven.IncidentID]int // fence attempts whose end the ledger may not show yet
 
 	now time.Time
 	in  Input
@@ -218,6 +219,7 @@ func New(cfg Config) *Machine {
 		blocked: map[haven.IncidentID]retry{},
 		healthy: map[haven.HostID]time.Time{},
 		twice:   map[haven.VMID]bool{},
+		ended:   map[haven.IncidentID]int{},
 	}
 }
 
@@ -282,6 +284,7 @@ func (m *Machine) forget(s *ledger.State) {
 	for id := range m.blocked {
 		if in := s.Incidents[id]; in == nil || !in.Open() {
 			delete(m.blocked, id)
+			delete(m.ended, id)
 		}
 	}
 	for key, at := range m.fetched {
