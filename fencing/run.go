@@ -213,7 +213,7 @@ func (r *Run) onReading(now time.Time, ev Event) Effect {
 		return r.stop(now, "time is up")
 	case ev.Reading.State == haven.PowerOff:
 		// One look is no proof, but it needs no command either.
-		return Effect{Do: DoWait, Until: later(now, ev.Reading.Finish.Add(r.policy.Gap))}
+		return r.wait(now, ev.Reading.Finish.Add(r.policy.Gap).Sub(now))
 	}
 	return r.onStillOn(now)
 }
@@ -233,7 +233,7 @@ func (r *Run) onStillOn(now time.Time) Effect {
 		return r.stop(now, "power commands had no effect: the device still says on")
 	}
 	pause := min(max(r.policy.Gap, since/pollSlowBy), pollSlow)
-	return Effect{Do: DoWait, Until: now.Add(pause)}
+	return r.wait(now, pause)
 }
 
 func (r *Run) onCommand(now time.Time, err error) Effect {
@@ -257,7 +257,7 @@ func (r *Run) onCommand(now time.Time, err error) Effect {
 	}
 	r.lastErr = err
 	r.note(now, "power off: "+err.Error())
-	return Effect{Do: DoWait, Until: now.Add(r.policy.Gap)}
+	return r.wait(now, r.policy.Gap)
 }
 
 func (r *Run) onFailure(now time.Time, err error) Effect {
@@ -279,7 +279,13 @@ func (r *Run) onFailure(now time.Time, err error) Effect {
 	if shift := r.failures - 1; shift < 16 {
 		pause = min(pause, r.policy.RetryMin<<shift)
 	}
-	return Effect{Do: DoWait, Until: now.Add(pause)}
+	return r.wait(now, pause)
+}
+
+// wait pauses, but not past the end of the run.
+func (r *Run) wait(now time.Time, d time.Duration) Effect {
+	left := r.start.Add(r.policy.Total).Sub(now)
+	return Effect{Do: DoWait, Until: now.Add(max(0, min(d, left)))}
 }
 
 func (r *Run) read() Effect { return Effect{Do: DoRead} }

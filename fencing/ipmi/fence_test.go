@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 func quickPolicy() fencing.Policy {
 	p := fencing.DefaultPolicy()
 	p.Resend, p.Sends, p.Settle, p.Total = 600*time.Millisecond, 3, time.Second, 15*time.Second
+	p.RetryMax = 500 * time.Millisecond
 	return p
 }
 
@@ -41,9 +43,9 @@ func TestFenceOverTheWire(t *testing.T) {
 		{name: "dead", faults: func(f *ipmitest.Faults) { f.Dead = true }},
 		{name: "no session free", faults: func(f *ipmitest.Faults) { f.RefuseSessions = true }},
 		{name: "every thirteenth answer lost", faults: func(f *ipmitest.Faults) {
-			n := 0
+			var n atomic.Int32
 			f.Rewrite = func(p []byte) [][]byte {
-				if n++; n%13 == 0 {
+				if n.Add(1)%13 == 0 {
 					return nil
 				}
 				return [][]byte{p}
@@ -66,7 +68,7 @@ func TestFenceOverTheWire(t *testing.T) {
 			d := driver(t, b.Addr(), hasty)
 			p := quickPolicy()
 			if tt.name == "dead" || tt.name == "no session free" {
-				p.Total = 4 * time.Second
+				p.Total = 2500 * time.Millisecond
 			}
 			out, err := fencing.Execute(t.Context(), fencing.NewGate().Fence(d.Address(), d), p, nil, slog.New(slog.DiscardHandler))
 			if err != nil || out.Proved != tt.proved || out.Sent < tt.sent || (tt.sent == 0 && out.Sent != 0) {

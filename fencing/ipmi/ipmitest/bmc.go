@@ -77,7 +77,8 @@ type Faults struct {
 	// StatusBusy fails the status with "node busy".
 	StatusBusy bool
 	// Rewrite, if set, replaces each outgoing datagram by any number of
-	// others: a forger between the board and its clients.
+	// others: a forger between the board and its clients. It is called from
+	// several goroutines.
 	Rewrite func(datagram []byte) [][]byte
 }
 
