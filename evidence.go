@@ -31,6 +31,7 @@ func (t Tri) String() string {
 		return "no"
 	case Yes:
 		return "yes"
+	case Unknown:
 	}
 	return "unknown"
 }

@@ -3,6 +3,7 @@ package haven
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -41,11 +42,7 @@ const (
 // Present says whether a VM in this state has, or may have, a process that
 // can write to its disks. Unknown counts as present (P5).
 func (s VMState) Present() bool {
-	switch s {
-	case VMShutOff, VMCrashed:
-		return false
-	}
-	return true
+	return s != VMShutOff && s != VMCrashed
 }
 
 // VMInfo is one VM as its host's VM manager describes it.
@@ -98,10 +95,8 @@ func (inv Inventory) Has(id VMID) Tri {
 	if vm, ok := inv.Find(id); ok && vm.State.Present() && vm.State != VMUnknown {
 		return Yes
 	}
-	for _, p := range inv.Processes {
-		if p == id {
-			return Yes
-		}
+	if slices.Contains(inv.Processes, id) {
+		return Yes
 	}
 	if vm, ok := inv.Find(id); ok && vm.State == VMUnknown {
 		return Unknown
