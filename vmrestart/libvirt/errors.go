@@ -58,8 +58,11 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	if e.Err == nil {
+	switch {
+	case e.Err == nil:
 		return fmt.Sprintf("%s: %v", e.Op, e.Kind)
+	case errors.Is(e.Err, e.Kind): // It says so itself.
+		return fmt.Sprintf("%s: %v", e.Op, e.Err)
 	}
 	return fmt.Sprintf("%s: %v: %v", e.Op, e.Kind, e.Err)
 }

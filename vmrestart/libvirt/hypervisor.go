@@ -8,8 +8,12 @@ import (
 	"github.com/haven-ha/haven/vmrestart"
 )
 
-// Hypervisor is a Client as an executor of orders sees it.
-type Hypervisor struct{ *Client }
+// Hypervisor is a Client as an agent and its executor of orders see it.
+type Hypervisor struct {
+	*Client
+	// AsideDir is where SetAside keeps what it takes away.
+	AsideDir string
+}
 
 var _ vmrestart.Hypervisor = Hypervisor{}
 
@@ -37,3 +41,11 @@ func (h Hypervisor) Start(ctx context.Context, id haven.VMID, xml []byte) (vmres
 
 // Disks lists the host paths of the disks that a start needs.
 func (h Hypervisor) Disks(xml []byte) ([]string, error) { return DiskPaths(xml) }
+
+// Load is NodeInfo.
+func (h Hypervisor) Load(inv haven.Inventory) (haven.HostLoad, error) { return h.NodeInfo(inv) }
+
+// SetAside takes the definition of a VM that moved away off this host.
+func (h Hypervisor) SetAside(ctx context.Context, id haven.VMID) error {
+	return h.Client.SetAside(ctx, id, h.AsideDir)
+}

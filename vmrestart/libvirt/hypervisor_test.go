@@ -54,7 +54,7 @@ func TestOutcome(t *testing.T) {
 			if tt.hang != 0 {
 				ctx = short(t)
 			}
-			got, err := Hypervisor{c}.Start(ctx, vmNumber(1), []byte(testXML(1)))
+			got, err := Hypervisor{Client: c}.Start(ctx, vmNumber(1), []byte(testXML(1)))
 			if got != tt.want || (err == nil) != (tt.want == vmrestart.Started) {
 				t.Errorf("Start() = %v, %v, want %v", got, err, tt.want)
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lv "github.com/digitalocean/go-libvirt"
@@ -85,7 +86,8 @@ func callThen[T any](ctx context.Context, p *pool, op string, fn func(context.Co
 	}
 	begun := time.Now()
 	answers := make(chan answer, 1)
-	flies := p.fly(ctx, k, op, func(s *session, err error) error {
+	var left atomic.Bool
+	flies := p.fly(&left, k, op, func(s *session, err error) error {
 		a := answer{err: err}
 		if err == nil {
 			a.value, a.err = fn(ctx, s.l)
@@ -104,6 +106,7 @@ func callThen[T any](ctx context.Context, p *pool, op string, fn func(context.Co
 	case <-ctx.Done():
 	case <-p.base.Done():
 	}
+	left.Store(true)
 	select {
 	case a := <-answers: // Both were ready: an answer is worth more than a timeout.
 		return a.value, a.err
@@ -135,8 +138,9 @@ func (p *pool) take(ctx context.Context, op string) (*link, error) {
 }
 
 // fly starts the goroutine that owns the link until the call has ended. It
-// reports whether it did. run gets the session, or why there is none.
-func (p *pool) fly(caller context.Context, k *link, op string, run func(*session, error) error) bool {
+// reports whether it did. run gets the session, or why there is none; left is
+// set by a caller who does not wait any more.
+func (p *pool) fly(left *atomic.Bool, k *link, op string, run func(*session, error) error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.base.Err() != nil {
@@ -152,7 +156,7 @@ func (p *pool) fly(caller context.Context, k *link, op string, run func(*session
 		} else {
 			err = p.guarded(k, run)
 		}
-		p.landed(caller, op, begun, err)
+		p.landed(left.Load(), op, begun, err)
 		p.free <- k
 	})
 	return true
@@ -218,13 +222,13 @@ func (p *pool) drop(k *link) {
 }
 
 // landed forgets a call, and tells of one whose caller has left.
-func (p *pool) landed(caller context.Context, op string, begun time.Time, err error) {
+func (p *pool) landed(late bool, op string, begun time.Time, err error) {
 	p.mu.Lock()
 	if p.calls[op].Equal(begun) {
 		delete(p.calls, op)
 	}
 	p.mu.Unlock()
-	if caller.Err() == nil {
+	if !late {
 		return
 	}
 	attrs := []any{"pool", p.name, "call", op, "took", time.Since(begun)}
