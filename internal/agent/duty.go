@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -402,7 +403,7 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 }
 
 func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []FenceDevice, permit fencing.Permit) (*haven.Proof, string, error) {
-	detail := ""
+	var detail strings.Builder
 	for _, dev := range level {
 		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), fencing.DefaultPolicy(), permit, a.log.With("host", act.Host, "device", dev.Name))
 		if err != nil {
@@ -416,11 +417,11 @@ func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []Fenc
 		if ok, why := a.power.trusted(dev.Key, outcome.First, a.ledgerDistrust(act.Host)); !ok {
 			return nil, fmt.Sprintf("%s says off, but it is not trusted: %s", dev.Name, why), nil
 		}
-		detail += fmt.Sprintf("%s: %s; ", dev.Name, outcome)
+		fmt.Fprintf(&detail, "%s: %s; ", dev.Name, outcome)
 	}
 	return &haven.Proof{
-		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: detail,
-	}, detail, nil
+		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: detail.String(),
+	}, detail.String(), nil
 }
 
 func (a *Agent) ledgerDistrust(host haven.HostID) (why string) {

@@ -54,7 +54,7 @@ func (e *evidence) report(r *client.Report, at time.Time) bool {
 	if r.Inventory != nil {
 		h.inventory, h.inventorySHA = *r.Inventory, r.InventorySHA
 	}
-	h.Report.Inventory = nil
+	h.Inventory = nil
 	e.reports[r.Host] = h
 	return h.inventorySHA == r.InventorySHA
 }

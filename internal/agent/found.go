@@ -55,7 +55,7 @@ func (a *Agent) tellGossip(ctx context.Context) {
 			return
 		case <-tick.C:
 			if err := a.cluster.SetMeta(a.meta()); err != nil && a.leaving() == haven.LeaveNone {
-				a.quiet.warn(a.log, "meta", "gossip does not take what is to be told", "error", err)
+				a.log.Log(ctx, a.quiet.level("meta"), "gossip does not take what is to be told", "error", err)
 			}
 		case l := <-a.election.Changes():
 			a.log.Info("leadership changed", "master", l.Host, "raft_term", l.Term)

@@ -169,7 +169,7 @@ func (a *Agent) readPower(ctx context.Context, host haven.HostID) {
 			wg.Go(func() {
 				r, err := a.power.gate.Read(d.Key, d.Driver).Power(ctx)
 				if err != nil {
-					a.quiet.warn(a.log, "power/"+d.Key, "power state could not be read", "host", host, "device", d.Name, "error", err)
+					a.log.Log(ctx, a.quiet.level("power/"+d.Key), "power state could not be read", "host", host, "device", d.Name, "error", err)
 					return
 				}
 				a.power.take(host, d.Key, r)
@@ -219,7 +219,7 @@ func (a *Agent) testDevices(ctx context.Context) {
 		},
 		Report: func(r fencing.TestResult) {
 			if r.Err != nil {
-				a.quiet.warn(a.log, "test/"+r.Key, "fence device failed its test", "host", r.Host, "device", r.Key, "error", r.Err)
+				a.log.Log(ctx, a.quiet.level("test/"+r.Key), "fence device failed its test", "host", r.Host, "device", r.Key, "error", r.Err)
 				return
 			}
 			a.power.take(r.Host, r.Key, r.Reading)

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,8 +52,8 @@ const kernelBootID = "/proc/sys/kernel/random/boot_id"
 func (r Real) Open() (d Deps, closeAll func(), err error) {
 	var closers []func() error
 	closeAll = func() {
-		for i := len(closers) - 1; i >= 0; i-- {
-			if err := closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
+		for _, closer := range slices.Backward(closers) {
+			if err := closer(); err != nil && !errors.Is(err, net.ErrClosed) {
 				r.Log.Warn("a part did not close well", "error", err)
 			}
 		}
@@ -293,7 +294,7 @@ func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, id haven
 	if err != nil {
 		return haven.No, err.Error()
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // read to its end or not, it is done with
 	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
 		return haven.No, err.Error()
 	}
@@ -310,7 +311,7 @@ func listenLocal(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open local socket: %w", err)
 	}
 	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
+	l, err := net.Listen("unix", path) //nolint:forbidigo // a socket of this host, not of the network
 	unix.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("open local socket: %w", err)

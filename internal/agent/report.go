@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -190,7 +189,7 @@ func (a *Agent) setAside(ctx context.Context, moved []haven.VMID) {
 		err := a.d.Hypervisor.SetAside(ctx, id)
 		cancel()
 		if err != nil {
-			a.quiet.warn(a.log, "set-aside/"+string(id), "stale definition could not be set aside", "vm", id, "error", err)
+			a.log.Log(ctx, a.quiet.level("set-aside/"+string(id)), "stale definition could not be set aside", "vm", id, "error", err)
 			continue
 		}
 		a.log.Info("stale definition of a VM that runs elsewhere was set aside", "vm", id)
@@ -257,6 +256,3 @@ func beatView(s storagebeat.Snapshot, host haven.HostID, helper bool, v storageb
 	}
 	return b
 }
-
-// errLeft is returned when the agent has left on purpose.
-var errLeft = errors.New("agent has left")

@@ -19,8 +19,8 @@ func (a *Agent) routes() []api.Route {
 
 // peerRoutes are for other agents.
 func (a *Agent) peerRoutes() []api.Route {
-	host := func(pattern string, max int64, serve func(context.Context, *api.Call) (any, error)) api.Route {
-		return api.Route{Pattern: pattern, Need: api.NeedHost, MaxBytes: max, Serve: serve}
+	host := func(pattern string, limit int64, serve func(context.Context, *api.Call) (any, error)) api.Route {
+		return api.Route{Pattern: pattern, Need: api.NeedHost, MaxBytes: limit, Serve: serve}
 	}
 	return []api.Route{
 		host("GET "+client.PathHello, 0, func(ctx context.Context, _ *api.Call) (any, error) { return a.Hello(ctx) }),

@@ -104,22 +104,19 @@ const maxQuiet = 4096
 
 func newQuiet() *quiet { return &quiet{last: map[string]time.Time{}} }
 
-func (q *quiet) warn(log *slog.Logger, key, msg string, args ...any) {
+// level is Warn for what is news and Debug for what was said within a minute.
+func (q *quiet) level(key string) slog.Level {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	now := time.Now()
-	told := now.Sub(q.last[key]) < time.Minute && !q.last[key].IsZero()
-	if !told {
-		if len(q.last) >= maxQuiet {
-			clear(q.last)
-		}
-		q.last[key] = now
+	if last, told := q.last[key]; told && now.Sub(last) < time.Minute {
+		return slog.LevelDebug
 	}
-	q.mu.Unlock()
-	if told {
-		log.Debug(msg, args...)
-		return
+	if len(q.last) >= maxQuiet {
+		clear(q.last)
 	}
-	log.Warn(msg, args...)
+	q.last[key] = now
+	return slog.LevelWarn
 }
 
 // metrics are the agent's own.

@@ -105,7 +105,7 @@ func (c *Client) callFor(ctx context.Context, host haven.HostID, method, path, b
 	if err != nil {
 		return fmt.Errorf("%s %s at %s: %w", method, path, host, unwrapURL(err))
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // it is read to its end below
 	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return fmt.Errorf("read answer of %s at %s: %w", path, host, err)
@@ -132,8 +132,7 @@ func (c *Client) callFor(ctx context.Context, host haven.HostID, method, path, b
 
 // unwrapURL drops the method and URL that net/http puts before an error.
 func unwrapURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err
 	}
 	return err

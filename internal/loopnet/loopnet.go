@@ -69,7 +69,7 @@ type stack struct {
 }
 
 func (s stack) Listen(network, addr string) (net.Listener, error) {
-	l, err := net.Listen(network, addr)
+	l, err := net.Listen(network, addr) //nolint:forbidigo // this is such a stack
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (s stack) Listen(network, addr string) (net.Listener, error) {
 }
 
 func (s stack) ListenPacket(network, addr string) (net.PacketConn, error) {
-	pc, err := net.ListenPacket(network, addr)
+	pc, err := net.ListenPacket(network, addr) //nolint:forbidigo // this is such a stack
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,9 @@ func (s stack) DialContext(ctx context.Context, network, addr string) (net.Conn,
 			return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrDeadlineExceeded}
 		}
 	}
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.addr, 0))}
+	d := net.Dialer{ //nolint:forbidigo // this is such a stack
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.addr, 0)),
+	}
 	c, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err

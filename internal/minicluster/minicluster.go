@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -178,7 +179,8 @@ func (c *Cluster) bmcAddr(h *Host) string {
 
 func (c *Cluster) yaml() string {
 	dir := c.opts.Dir
-	y := fmt.Sprintf(`
+	var y strings.Builder
+	fmt.Fprintf(&y, `
 cluster: demo
 data_dir: %[1]s/data
 bootstrap_expect: %[2]d
@@ -197,9 +199,9 @@ hosts:
 `, dir, len(c.hosts)/2+1, gossipPort, apiPort, bmcPort)
 	for _, h := range c.hosts {
 		bmc := netip.MustParseAddrPort(c.bmcAddr(h)).Addr()
-		y += fmt.Sprintf("  %s: {address: %s, fencing: {devices: {bmc: {address: %s}}}}\n", h.ID, h.Addr, bmc)
+		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s}}}}\n", h.ID, h.Addr, bmc)
 	}
-	return y
+	return y.String()
 }
 
 func (c *Cluster) initStore() error {

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -249,12 +250,7 @@ func beatSaysAbsent(b BeatList, id haven.VMID, boot haven.BootID, since time.Tim
 	if !b.Complete || b.Boot != boot || b.Since.IsZero() || !b.Since.After(since) {
 		return false
 	}
-	for _, v := range b.VMs {
-		if v == id {
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(b.VMs, id)
 }
 
 // holdVM records why a VM waits, once for each reason.

@@ -381,7 +381,7 @@ func (h *Hypervisor) Start(ctx context.Context, id haven.VMID, xml []byte) (vmre
 
 // start does what the VM manager does by itself once it was asked.
 func (h *Hypervisor) start(v *vm, takes time.Duration) error {
-	time.Sleep(takes)
+	<-time.After(takes)
 	if err := h.enter(context.Background()); err != nil {
 		return err
 	}
