@@ -284,7 +284,7 @@ func (a *Agent) viewIncident(id haven.IncidentID) (v client.Incident, err error)
 func incidentView(s *ledger.State, in *ledger.Incident) client.Incident {
 	v := client.Incident{
 		ID: in.ID, Host: in.Host, Boot: in.Boot, Step: in.Step, Verdict: in.Verdict, Hold: in.Hold,
-		OpenedAt: in.OpenedAt, ClosedAt: in.ClosedAt, Outcome: in.Outcome, Proof: in.Proof,
+		SuspectedAt: in.SuspectedAt, OpenedAt: in.OpenedAt, ClosedAt: in.ClosedAt, Outcome: in.Outcome, Proof: in.Proof,
 	}
 	for _, f := range in.Attempts {
 		v.Attempts = append(v.Attempts, client.FenceAttempt{

@@ -280,19 +280,22 @@ type VM struct {
 
 // Incident is one incident, with its time line.
 type Incident struct {
-	ID       haven.IncidentID `json:"id"`
-	Host     haven.HostID     `json:"host"`
-	Boot     haven.BootID     `json:"boot"`
-	Step     haven.Step       `json:"step"`
-	Verdict  haven.Verdict    `json:"verdict"`
-	Hold     haven.Hold       `json:"hold,omitzero"`
-	OpenedAt time.Time        `json:"opened_at"`
-	ClosedAt time.Time        `json:"closed_at,omitzero"`
-	Outcome  string           `json:"outcome,omitempty"`
-	Proof    *haven.Proof     `json:"proof,omitempty"`
-	Attempts []FenceAttempt   `json:"attempts,omitempty"`
-	VMs      []IncidentVM     `json:"vms,omitempty"`
-	Timeline []TimelineEntry  `json:"timeline,omitempty"`
+	ID      haven.IncidentID `json:"id"`
+	Host    haven.HostID     `json:"host"`
+	Boot    haven.BootID     `json:"boot"`
+	Step    haven.Step       `json:"step"`
+	Verdict haven.Verdict    `json:"verdict"`
+	Hold    haven.Hold       `json:"hold,omitzero"`
+	// SuspectedAt is when the first path fell silent, OpenedAt when that
+	// became an incident; both by the master's clock.
+	SuspectedAt time.Time       `json:"suspected_at,omitzero"`
+	OpenedAt    time.Time       `json:"opened_at"`
+	ClosedAt    time.Time       `json:"closed_at,omitzero"`
+	Outcome     string          `json:"outcome,omitempty"`
+	Proof       *haven.Proof    `json:"proof,omitempty"`
+	Attempts    []FenceAttempt  `json:"attempts,omitempty"`
+	VMs         []IncidentVM    `json:"vms,omitempty"`
+	Timeline    []TimelineEntry `json:"timeline,omitempty"`
 }
 
 // FenceAttempt is one power-off that was decided.

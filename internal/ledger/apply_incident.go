@@ -25,7 +25,7 @@ func (c OpenIncident) apply(s *State, _ Position) error {
 		return reject("boot %s of host %s is proved dead already", c.Boot, c.Host)
 	}
 	in := &Incident{
-		ID: c.ID, Host: c.Host, Boot: c.Boot, Step: haven.StepSuspected, Verdict: c.Verdict, OpenedAt: c.Entry.At,
+		ID: c.ID, Host: c.Host, Boot: c.Boot, Step: haven.StepSuspected, Verdict: c.Verdict, OpenedAt: c.Entry.At, SuspectedAt: c.SuspectedAt,
 	}
 	s.Incidents[c.ID] = in
 	h.Incident = c.ID

@@ -154,7 +154,9 @@ type OpenIncident struct {
 	Host    haven.HostID     `json:"host"`
 	Boot    haven.BootID     `json:"boot"`
 	Verdict haven.Verdict    `json:"verdict"`
-	Entry   Entry            `json:"entry"`
+	// SuspectedAt is when the first path fell silent, by the master's clock.
+	SuspectedAt time.Time `json:"suspected_at,omitzero"`
+	Entry       Entry     `json:"entry"`
 }
 
 // NoteIncident adds to an incident: a step forward, a verdict, a hold, or just

@@ -187,9 +187,11 @@ type Incident struct {
 	Verdict  haven.Verdict    `json:"verdict"`
 	Hold     haven.Hold       `json:"hold,omitzero"`
 	OpenedAt time.Time        `json:"opened_at"`
-	ClosedAt time.Time        `json:"closed_at,omitzero"`
-	Outcome  string           `json:"outcome,omitempty"`
-	Proof    *haven.Proof     `json:"proof,omitempty"`
+	// SuspectedAt is when the master first suspected the host.
+	SuspectedAt time.Time    `json:"suspected_at,omitzero"`
+	ClosedAt    time.Time    `json:"closed_at,omitzero"`
+	Outcome     string       `json:"outcome,omitempty"`
+	Proof       *haven.Proof `json:"proof,omitempty"`
 	// Attempts are the power commands that were decided for this incident.
 	Attempts []FenceAttempt `json:"attempts,omitempty"`
 	VMs      []haven.VMID   `json:"vms,omitempty"` // that the proof freed

@@ -49,7 +49,7 @@ func (m *Machine) openIncident(s *ledger.State, h *ledger.Host, view HostView) {
 	}
 	id := m.incidentID(s, h)
 	m.propose(ledger.OpenIncident{
-		ID: id, Host: h.ID, Boot: h.Boot, Verdict: view.Verdict,
+		ID: id, Host: h.ID, Boot: h.Boot, Verdict: view.Verdict, SuspectedAt: m.now.Add(-view.SuspectedFor),
 		Entry: m.entry(view.Evidence, "%s after %s of suspicion: %s", view.Verdict, round(view.SuspectedFor), view.Explanation),
 	})
 	m.notice(Notice{Kind: "incident-opened", Alarm: true, Host: h.ID, Incident: id, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
