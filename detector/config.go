@@ -105,7 +105,7 @@ func Calm() Config {
 	c.Silence, c.Rounds, c.Round = 20*time.Second, 5, 2*time.Second
 	c.BeatInterval, c.StaleAfter = 2*time.Second, 10*time.Second
 	c.PowerEvery, c.ProbeFresh = 5*time.Second, 4*time.Second
-	c.GossipLag = 30 * time.Second
+	c.GossipLag, c.OffFresh = 30*time.Second, 20*time.Second
 	c.StartupGrace = 5 * time.Minute
 	return c
 }

@@ -163,15 +163,6 @@ func (d *dumb) trusted(r rec, due map[haven.HostID]bool) bool {
 	return dead >= 2 || dead == 1 && len(self.Stores) == 0
 }
 
-func entry(r rec, id haven.HostID) *Host {
-	for i := range r.in.Hosts {
-		if r.in.Hosts[i].ID == id {
-			return &r.in.Hosts[i]
-		}
-	}
-	return nil
-}
-
 // life is one instant at which a host was seen to live, and on which path.
 type life struct {
 	at   time.Duration
@@ -218,10 +209,10 @@ func lives(r rec, h *Host) []life {
 
 // lastLife is the last sign of life on a path ("" for any) told so far.
 func (d *dumb) lastLife(id haven.HostID, path string) (time.Duration, bool) {
-	last, any := time.Duration(0), false
+	last, ever := time.Duration(0), false
 	note := func(at time.Duration) {
-		if !any || at > last {
-			last, any = at, true
+		if !ever || at > last {
+			last, ever = at, true
 		}
 	}
 	for l := range d.hosts[id].log {
@@ -234,7 +225,7 @@ func (d *dumb) lastLife(id haven.HostID, path string) (time.Duration, bool) {
 			note(at)
 		}
 	}
-	return last, any
+	return last, ever
 }
 
 // silence is how long a path has been silent while a trusted observer watched.
@@ -667,7 +658,7 @@ func (d *dumb) proof(k int, h *Host, noStore bool, life time.Duration, lived boo
 		good := p.State == haven.PowerOff && p.Trusted && p.GUID != haven.No && p.Started <= p.Finished &&
 			p.Finished <= r.now && r.now-p.Started <= d.cfg.OffFresh && (!lived || p.Started > life)
 		for _, q := range h.Power {
-			good = good && !(q.State == haven.PowerOn && q.Finished <= r.now && q.Finished >= p.Started)
+			good = good && (q.State != haven.PowerOn || q.Finished > r.now || q.Finished < p.Started)
 		}
 		if good {
 			chains = append(chains, []PowerReading{p})

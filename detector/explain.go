@@ -66,8 +66,10 @@ func evidenceOf(now time.Duration, self haven.HostID, expected bool, h *Host, ob
 		o := &observers[i]
 		if o.Host == h.ID || o.Host == self && (o.Majority != haven.Yes || o.LoopOK != haven.Yes) {
 			v := haven.TriOf(o.Majority == haven.Yes && o.LoopOK == haven.Yes)
-			add(haven.Evidence{Kind: haven.EvidenceObserver, Observer: o.Host, Value: v,
-				Detail: fmt.Sprintf("majority %s, loop in time %s", o.Majority, o.LoopOK)}, o.At)
+			add(haven.Evidence{
+				Kind: haven.EvidenceObserver, Observer: o.Host, Value: v,
+				Detail: fmt.Sprintf("majority %s, loop in time %s", o.Majority, o.LoopOK),
+			}, o.At)
 		}
 	}
 	return list

@@ -25,6 +25,7 @@ type Machine struct {
 
 	vouching map[haven.HostID]*Observer // reused by each Step
 	stores   []string                   // likewise: see view.stores
+	sight    sight                      // likewise, by each host
 }
 
 // New returns a Machine that judges by cfg, or the faults Validate finds in it.
@@ -117,7 +118,8 @@ func (m *Machine) Step(now time.Duration, in Input) Output {
 // judge finds the verdict on one host, without the brakes that look at all.
 func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 	st := m.hosts[h.ID]
-	s := sight{view: v, h: h, st: st}
+	s := &m.sight
+	*s = sight{view: v, h: h, st: st}
 	s.look()
 	newLife := s.remember()
 	if !s.agentFresh {
@@ -125,8 +127,8 @@ func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 	} else if !st.alive.ok {
 		st.alive = moment{true, s.now}
 	}
-	m.suspect(&s)
-	m.countRounds(&s, newLife)
+	m.suspect(s)
+	m.countRounds(s, newLife)
 	s.off = s.readPower()
 	*j = Judgement{
 		Host: h.ID, Was: st.verdict, Left: st.left, Hold: Hold{},

@@ -40,8 +40,10 @@ type history struct {
 }
 
 func newHistory(seed uint64) *history {
-	h := &history{r: rand.New(rand.NewPCG(seed, 1)), cfg: coarse(), dies: map[haven.HostID]time.Duration{}, lives: map[haven.HostID]string{},
-		off: map[haven.HostID]bool{}, power: map[haven.HostID][]PowerReading{}, probe: map[haven.HostID][]Probe{}}
+	h := &history{
+		r: rand.New(rand.NewPCG(seed, 1)), cfg: coarse(), dies: map[haven.HostID]time.Duration{}, lives: map[haven.HostID]string{},
+		off: map[haven.HostID]bool{}, power: map[haven.HostID][]PowerReading{}, probe: map[haven.HostID][]Probe{},
+	}
 	h.noise = []float64{0, 0, 0.002, 0.01, 0.05, 0.5}[h.r.IntN(6)]
 	h.cfg.Stores = h.r.IntN(3)
 	h.cfg.FenceWithoutStore = h.r.IntN(3) == 0
@@ -107,7 +109,10 @@ func (h *history) host(id haven.HostID) Host {
 	if !alive {
 		how, seen = h.lives[id], h.dies[id]
 	}
-	e := Host{ID: id, Configured: !h.odd(), Role: haven.RoleHypervisor, Boot: "x", Proved: h.odd() && h.odd(), Storeless: h.odd(), Maintenance: h.odd()}
+	e := Host{ID: id, Configured: !h.odd(), Role: haven.RoleHypervisor, Boot: "x", Storeless: h.odd(), Maintenance: h.odd()}
+	if h.odd() {
+		e.Proved = h.odd()
+	}
 	if h.odd() {
 		e.Role, e.Boot = haven.RoleWitness, ""
 	}
@@ -150,8 +155,10 @@ func (h *history) host(id haven.HostID) Host {
 }
 
 func (h *history) beat(store string, reader haven.HostID, w Writer, seen time.Duration, moves bool) Beat {
-	b := Beat{Store: store, Reader: reader, Writer: w, ReadAt: h.at(h.now), Changed: !h.odd(), ChangedAt: h.at(h.now), Boot: "x",
-		Absent: h.odd(), Moving: haven.Yes, Isolated: haven.TriOf(h.r.IntN(2) == 0), SeesOthers: haven.Yes}
+	b := Beat{
+		Store: store, Reader: reader, Writer: w, ReadAt: h.at(h.now), Changed: !h.odd(), ChangedAt: h.at(h.now), Boot: "x",
+		Absent: h.odd(), Moving: haven.Yes, Isolated: haven.TriOf(h.r.IntN(2) == 0), SeesOthers: haven.Yes,
+	}
 	if !moves {
 		b.ChangedAt = h.at(seen)
 		if h.now-seen > h.cfg.StaleAfter {
@@ -171,8 +178,10 @@ func (h *history) ask(id haven.HostID, how string) {
 		for _, by := range []haven.HostID{"a", "b", "c"} {
 			if h.r.IntN(3) > 0 {
 				answer := haven.TriOf(how == "helper" && kind != haven.EvidenceProbeAgent)
-				h.probe[id] = append(h.probe[id], Probe{Observer: by, Kind: kind, Result: h.tri(answer),
-					Started: h.at(h.now - 100*time.Millisecond), Finished: h.at(h.now)})
+				h.probe[id] = append(h.probe[id], Probe{
+					Observer: by, Kind: kind, Result: h.tri(answer),
+					Started: h.at(h.now - 100*time.Millisecond), Finished: h.at(h.now),
+				})
 			}
 		}
 	}
@@ -184,8 +193,10 @@ func (h *history) ask(id haven.HostID, how string) {
 		state = []haven.PowerState{haven.PowerOn, haven.PowerOff, haven.PowerUnknown}[h.r.IntN(3)]
 	}
 	if h.r.IntN(3) == 0 {
-		h.power[id] = append(h.power[id], PowerReading{Device: "bmc", Session: uint64(len(h.power[id])), By: "a", State: state,
-			Started: h.at(h.now - 50*time.Millisecond), Finished: h.at(h.now), Trusted: !h.odd(), GUID: h.tri(haven.Yes)})
+		h.power[id] = append(h.power[id], PowerReading{
+			Device: "bmc", Session: uint64(len(h.power[id])), By: "a", State: state,
+			Started: h.at(h.now - 50*time.Millisecond), Finished: h.at(h.now), Trusted: !h.odd(), GUID: h.tri(haven.Yes),
+		})
 	}
 	h.probe[id] = h.probe[id][max(0, len(h.probe[id])-24):]
 	h.power[id] = h.power[id][max(0, len(h.power[id])-6):]
@@ -218,8 +229,10 @@ func TestDumbTwinAgrees(t *testing.T) {
 			total[v] += k
 		}
 	}
-	for _, v := range []haven.Verdict{haven.VerdictUnknown, haven.VerdictHealthy, haven.VerdictSuspect, haven.VerdictStorageLost, haven.VerdictStopped,
-		haven.VerdictShutdown, haven.VerdictIsolated, haven.VerdictPartitioned, haven.VerdictAgentDown, haven.VerdictUnreachable, haven.VerdictFailed, haven.VerdictDead} {
+	for _, v := range []haven.Verdict{
+		haven.VerdictUnknown, haven.VerdictHealthy, haven.VerdictSuspect, haven.VerdictStorageLost, haven.VerdictStopped,
+		haven.VerdictShutdown, haven.VerdictIsolated, haven.VerdictPartitioned, haven.VerdictAgentDown, haven.VerdictUnreachable, haven.VerdictFailed, haven.VerdictDead,
+	} {
 		if total[v] < n/10 {
 			t.Errorf("verdict %s was reached only %d times", v, total[v])
 		}
@@ -421,8 +434,10 @@ func TestNoLiveHostIsCondemned(t *testing.T) {
 func fault(t *rapid.T, w *world) {
 	h := w.hosts[rapid.IntRange(1, 4).Draw(t, "host")]
 	s := w.stores[0]
-	switch rapid.SampledFrom([]string{"power-off", "hang", "resume", "kill-agent", "kill-helper", "cut", "heal", "mute", "unmute",
-		"start", "hang-store", "free-store", "hang-store-host", "bmc-dead", "bmc-back", "boot", "idle"}).Draw(t, "fault") {
+	switch rapid.SampledFrom([]string{
+		"power-off", "hang", "resume", "kill-agent", "kill-helper", "cut", "heal", "mute", "unmute",
+		"start", "hang-store", "free-store", "hang-store-host", "bmc-dead", "bmc-back", "boot", "idle",
+	}).Draw(t, "fault") {
 	case "power-off":
 		h.power, h.agent, h.helper = false, false, false
 	case "boot":

@@ -56,7 +56,6 @@ func TestScenarios(t *testing.T) {
 type player struct {
 	t     *testing.T
 	w     *world
-	cfg   Config
 	last  map[haven.HostID]string
 	holds string
 }
@@ -89,7 +88,7 @@ func (p *player) play(f []string) string {
 	case "hang-store", "free-store":
 		p.store(f)
 	default:
-		for _, id := range strings.Split(f[1], ",") {
+		for id := range strings.SplitSeq(f[1], ",") {
 			h := p.w.host(haven.HostID(id))
 			if h == nil {
 				p.t.Fatalf("no host %q", id)

@@ -263,8 +263,10 @@ func (m *Machine) brake(v *view, in *Input, out *Output) {
 		mass = "" // A brake that holds nothing back is no hold.
 	}
 	for _, h := range [...]Hold{
-		{Reason: haven.HoldGrace, Detail: v.grace}, {Reason: haven.HoldMassFailure, Detail: mass},
-		{Reason: haven.HoldObserver, Detail: v.distrust}, {Reason: haven.HoldStorageOutage, Detail: v.outage},
+		{Reason: haven.HoldGrace, Detail: v.grace},
+		{Reason: haven.HoldMassFailure, Detail: mass},
+		{Reason: haven.HoldObserver, Detail: v.distrust},
+		{Reason: haven.HoldStorageOutage, Detail: v.outage},
 	} {
 		if h.Detail == "" {
 			delete(m.holds, h.Reason)

@@ -29,6 +29,7 @@ type world struct {
 	session uint64
 	out     Output
 	trace   []rec // what the machine was told, for the dumb one
+	tamper  func(*Input)
 	probes  int
 	reads   int
 }
@@ -80,8 +81,10 @@ type worldBeat struct {
 func newWorld(cfg Config, self haven.HostID, ids ...haven.HostID) *world {
 	w := &world{cfg: cfg, self: self, master: true, leader: self}
 	for _, id := range ids {
-		w.hosts = append(w.hosts, &worldHost{id: id, role: haven.RoleHypervisor, power: true, agent: true, helper: true, writing: true,
-			boot: 1, known: 1, guid: haven.Yes, gossip: Gossip{State: GossipAlive}, beats: map[string]*worldBeat{}, seen: map[string]Beat{}})
+		w.hosts = append(w.hosts, &worldHost{
+			id: id, role: haven.RoleHypervisor, power: true, agent: true, helper: true, writing: true,
+			boot: 1, known: 1, guid: haven.Yes, gossip: Gossip{State: GossipAlive}, beats: map[string]*worldBeat{}, seen: map[string]Beat{},
+		})
 	}
 	return w
 }
@@ -123,6 +126,9 @@ func (w *world) step() {
 		w.readBeats(r)
 	}
 	in := w.input()
+	if w.tamper != nil {
+		w.tamper(&in)
+	}
 	w.trace = append(w.trace, rec{w.now, in})
 	w.out = w.m.Step(w.now, in)
 	for i := range w.out.Hosts {
@@ -188,7 +194,6 @@ func (w *world) gossip(self, h *worldHost) {
 	}
 	switch {
 	case state == GossipAlive:
-		h.dueAt, h.due = slices.Clone(h.dueAt), slices.Clone(h.due)
 		if h.gossip.State != GossipAlive {
 			h.gossip = Gossip{State: GossipAlive, Since: w.now}
 		}
@@ -199,11 +204,10 @@ func (w *world) gossip(self, h *worldHost) {
 	}
 }
 
-func (h *worldHost) seenAlive(t time.Duration)    { h.seen["gossip"] = Beat{ChangedAt: t} }
-func (h *worldHost) lastAlive() time.Duration     { return h.seen["gossip"].ChangedAt }
-func (r *worldHost) slot(st, wr string) string    { return string(r.id) + "/" + st + "/" + wr }
-func (w *world) readsStores(r *worldHost) bool    { return r.agentRuns() && !r.storeless }
-func (h *worldHost) ownBeat(st string) *worldBeat { return h.beats[st+"/agent"] }
+func (h *worldHost) seenAlive(t time.Duration) { h.seen["gossip"] = Beat{ChangedAt: t} }
+func (h *worldHost) lastAlive() time.Duration  { return h.seen["gossip"].ChangedAt }
+func (h *worldHost) slot(st, wr string) string { return string(h.id) + "/" + st + "/" + wr }
+func (w *world) readsStores(r *worldHost) bool { return r.agentRuns() && !r.storeless }
 
 // readBeats lets reader r look at every slot of every store that works for it.
 func (w *world) readBeats(r *worldHost) {
@@ -224,7 +228,7 @@ func (w *world) readBeats(r *worldHost) {
 				b.ReadAt = w.now
 				if rec != nil {
 					if n := rec.seq; b.Absent || haven.BootID(fmt.Sprint(n)) != b.seq() {
-						b.Changed = !b.Absent || ok
+						b.Changed = ok
 						b.ChangedAt, b.Absent = w.now, false
 						b.Boot, b.Left = bootID(rec.boot), rec.left
 						b.setSeq(n)
@@ -260,8 +264,10 @@ func (w *world) input() Input {
 		}
 	}
 	for _, h := range w.hosts {
-		e := Host{ID: h.id, Configured: true, Role: h.role, Storeless: h.storeless, Maintenance: h.maint,
-			Boot: bootID(h.known), Proved: h.proved, Report: h.report, Gossip: h.gossip}
+		e := Host{
+			ID: h.id, Configured: true, Role: h.role, Storeless: h.storeless, Maintenance: h.maint,
+			Boot: bootID(h.known), Proved: h.proved, Report: h.report, Gossip: h.gossip,
+		}
 		e.Report.Expected = w.leader == h.id
 		for _, p := range h.probes {
 			if w.now-p.Finished < 12*time.Second {
