@@ -161,38 +161,39 @@ func TestFailedNeedsEverything(t *testing.T) {
 		})
 	}
 	for name, tamper := range map[string]func(*Input){
-		"nobody was asked":             func(in *Input) { in.Hosts[2].Probes = nil },
-		"no neighbour told":            probes(haven.EvidenceProbeAgent, "", haven.Unknown),
-		"one neighbour did not tell":   probes(haven.EvidenceProbeAgent, "b", haven.Unknown),
-		"one neighbour gets an answer": probes(haven.EvidenceProbeAgent, "d", haven.Yes),
-		"helper: no neighbour told":    probes(haven.EvidenceProbeHelper, "", haven.Unknown),
-		"helper answers":               probes(haven.EvidenceProbeHelper, "e", haven.Yes),
-		"network stack answers":        probes(haven.EvidenceProbeTCP, "e", haven.Yes),
-		"this agent alone probed":      func(in *Input) { renameObservers(&in.Hosts[2], "a") },
-		"the host probed itself":       func(in *Input) { renameObservers(&in.Hosts[2], "c") },
-		"a stranger probed":            func(in *Input) { renameObservers(&in.Hosts[2], "x") },
-		"agent beat unknown":           beats(WriterAgent, func(b *Beat) { b.Moving = haven.Unknown }),
-		"agent beat never written":     beats(WriterAgent, func(b *Beat) { b.Absent = true }),
-		"agent beat read long ago":     beats(WriterAgent, func(b *Beat) { b.ReadAt -= 5 * time.Second }),
-		"agent beat young":             func(in *Input) { youngBeats(in) },
-		"helper beat unknown":          beats(WriterHelper, func(b *Beat) { b.Moving = haven.Unknown }),
-		"helper beat moves":            beats(WriterHelper, func(b *Beat) { b.Moving = haven.Yes }),
-		"no beat was read":             func(in *Input) { in.Hosts[2].Beats = nil },
-		"disk active":                  func(in *Input) { setDisks(&in.Hosts[2], haven.Yes) },
-		"gossip holds it for alive":    func(in *Input) { in.Hosts[2].Gossip = Gossip{State: GossipAlive} },
-		"it never registered":          func(in *Input) { in.Hosts[2].Boot = "" },
-		"not configured":               func(in *Input) { in.Hosts[2].Configured = false },
-		"majority unknown":             observers(func(o *Observer) { o.Majority = haven.Unknown }),
-		"loop unknown":                 observers(func(o *Observer) { o.LoopOK = haven.Unknown }),
-		"no observer says anything":    func(in *Input) { in.Observers = nil },
-		"observers said it long ago":   observers(func(o *Observer) { o.At -= 5 * time.Second }),
-		"own beats unread":             views(func(v *StoreView) { v.OwnBack = haven.Unknown }),
-		"nobody else's beat moves":     views(func(v *StoreView) { v.Others = haven.No }),
-		"others' beats unknown":        views(func(v *StoreView) { v.Others = haven.Unknown }),
-		"stores hang":                  views(func(v *StoreView) { v.Hung = true }),
-		"start-up grace":               func(in *Input) { in.Self.Started = 30 * time.Second },
-		"cold start":                   func(in *Input) { in.Self.ColdStart, in.Self.ColdStarted = true, 30*time.Second },
-		"a fresh report":               func(in *Input) { in.Hosts[2].Report.At = in.Hosts[1].Report.At },
+		"nobody was asked":               func(in *Input) { in.Hosts[2].Probes = nil },
+		"no neighbour told":              probes(haven.EvidenceProbeAgent, "", haven.Unknown),
+		"one neighbour did not tell":     probes(haven.EvidenceProbeAgent, "b", haven.Unknown),
+		"one neighbour gets an answer":   probes(haven.EvidenceProbeAgent, "d", haven.Yes),
+		"helper: no neighbour told":      probes(haven.EvidenceProbeHelper, "", haven.Unknown),
+		"helper answers":                 probes(haven.EvidenceProbeHelper, "e", haven.Yes),
+		"network stack answers":          probes(haven.EvidenceProbeTCP, "e", haven.Yes),
+		"this agent alone probed":        func(in *Input) { renameObservers(&in.Hosts[2], "a") },
+		"the host probed itself":         func(in *Input) { renameObservers(&in.Hosts[2], "c") },
+		"a stranger probed":              func(in *Input) { renameObservers(&in.Hosts[2], "x") },
+		"agent beat unknown":             beats(WriterAgent, func(b *Beat) { b.Moving = haven.Unknown }),
+		"agent beat never written":       beats(WriterAgent, func(b *Beat) { b.Absent = true }),
+		"agent beat read long ago":       beats(WriterAgent, func(b *Beat) { b.ReadAt -= 5 * time.Second }),
+		"agent beat young":               func(in *Input) { youngBeats(in) },
+		"helper beat unknown":            beats(WriterHelper, func(b *Beat) { b.Moving = haven.Unknown }),
+		"helper beat moves":              beats(WriterHelper, func(b *Beat) { b.Moving = haven.Yes }),
+		"no beat was read":               func(in *Input) { in.Hosts[2].Beats = nil },
+		"its beats read by itself alone": func(in *Input) { readItself(in) },
+		"disk active":                    func(in *Input) { setDisks(&in.Hosts[2], haven.Yes) },
+		"gossip holds it for alive":      func(in *Input) { in.Hosts[2].Gossip = Gossip{State: GossipAlive} },
+		"it never registered":            func(in *Input) { in.Hosts[2].Boot = "" },
+		"not configured":                 func(in *Input) { in.Hosts[2].Configured = false },
+		"majority unknown":               observers(func(o *Observer) { o.Majority = haven.Unknown }),
+		"loop unknown":                   observers(func(o *Observer) { o.LoopOK = haven.Unknown }),
+		"no observer says anything":      func(in *Input) { in.Observers = nil },
+		"observers said it long ago":     observers(func(o *Observer) { o.At -= 5 * time.Second }),
+		"own beats unread":               views(func(v *StoreView) { v.OwnBack = haven.Unknown }),
+		"nobody else's beat moves":       views(func(v *StoreView) { v.Others = haven.No }),
+		"others' beats unknown":          views(func(v *StoreView) { v.Others = haven.Unknown }),
+		"stores hang":                    views(func(v *StoreView) { v.Hung = true }),
+		"start-up grace":                 func(in *Input) { in.Self.Started = 30 * time.Second },
+		"cold start":                     func(in *Input) { in.Self.ColdStart, in.Self.ColdStarted = true, 30*time.Second },
+		"a fresh report":                 func(in *Input) { in.Hosts[2].Report.At = in.Hosts[1].Report.At },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := testWorld(t, func(w *world) { w.cfg.StartupGrace = 20 * time.Second })
@@ -240,29 +241,30 @@ func TestProofNeedsEverything(t *testing.T) {
 		}
 	}
 	for name, tamper := range map[string]func(*Input){
-		"no reading":                   func(in *Input) { in.Hosts[2].Power = nil },
-		"one reading":                  func(in *Input) { in.Hosts[2].Power = in.Hosts[2].Power[:min(1, len(in.Hosts[2].Power))] },
-		"one session":                  readings(func(_ int, r *PowerReading) { r.Session = 1 }),
-		"too close":                    readings(func(_ int, r *PowerReading) { r.Started, r.Finished = 21*time.Second, 21*time.Second }),
-		"each of another device":       readings(func(i int, r *PowerReading) { r.Device = string(rune('a' + i)) }),
-		"not trusted":                  readings(func(_ int, r *PowerReading) { r.Trusted = false }),
-		"another host's GUID":          readings(func(_ int, r *PowerReading) { r.GUID = haven.No }),
-		"old":                          readings(func(_ int, r *PowerReading) { r.Started -= 11 * time.Second }),
-		"from before the last life":    readings(func(_ int, r *PowerReading) { r.Started = 19 * time.Second }),
-		"on at last":                   func(in *Input) { lastReadingOn(in) },
-		"unknown":                      readings(func(_ int, r *PowerReading) { r.State = haven.PowerUnknown }),
-		"nobody was asked":             func(in *Input) { in.Hosts[2].Probes = nil },
-		"asked before the first off":   func(in *Input) { probesStarted(in, 20*time.Second) },
-		"a neighbour did not tell":     func(in *Input) { probeResult(in, "d", haven.Unknown) },
-		"a neighbour gets an answer":   func(in *Input) { probeResult(in, "d", haven.Yes) },
-		"a beat of an interval ago":    func(in *Input) { beatsChanged(in, WriterAgent, time.Second) },
-		"a helper's of an interval":    func(in *Input) { beatsChanged(in, WriterHelper, time.Second) },
-		"no beat was read":             func(in *Input) { in.Hosts[2].Beats = nil },
-		"a fresh report":               func(in *Input) { in.Hosts[2].Report.At = in.Hosts[1].Report.At },
-		"it never registered":          func(in *Input) { in.Hosts[2].Boot = "" },
-		"observer in a minority":       func(in *Input) { in.Observers[0].Majority = haven.No },
-		"start-up grace":               func(in *Input) { in.Self.Started = 30 * time.Second },
-		"no store works, GUID unknown": func(in *Input) { noStoreNoGUID(in) },
+		"no reading":                           func(in *Input) { in.Hosts[2].Power = nil },
+		"one reading":                          func(in *Input) { in.Hosts[2].Power = in.Hosts[2].Power[:min(1, len(in.Hosts[2].Power))] },
+		"one session":                          readings(func(_ int, r *PowerReading) { r.Session = 1 }),
+		"too close":                            readings(func(_ int, r *PowerReading) { r.Started, r.Finished = 21*time.Second, 21*time.Second }),
+		"each of another device":               readings(func(i int, r *PowerReading) { r.Device = string(rune('a' + i)) }),
+		"not trusted":                          readings(func(_ int, r *PowerReading) { r.Trusted = false }),
+		"another host's GUID":                  readings(func(_ int, r *PowerReading) { r.GUID = haven.No }),
+		"old":                                  readings(func(_ int, r *PowerReading) { r.Started -= 11 * time.Second }),
+		"from before the last life":            readings(func(_ int, r *PowerReading) { r.Started = 19 * time.Second }),
+		"on at last":                           func(in *Input) { lastReadingOn(in) },
+		"unknown":                              readings(func(_ int, r *PowerReading) { r.State = haven.PowerUnknown }),
+		"nobody was asked":                     func(in *Input) { in.Hosts[2].Probes = nil },
+		"asked before the first off":           func(in *Input) { probesStarted(in, 20*time.Second) },
+		"a neighbour did not tell":             func(in *Input) { probeResult(in, "d", haven.Unknown) },
+		"a neighbour gets an answer":           func(in *Input) { probeResult(in, "d", haven.Yes) },
+		"a beat of an interval ago":            func(in *Input) { beatsChanged(in, WriterAgent, time.Second) },
+		"a helper's of an interval":            func(in *Input) { beatsChanged(in, WriterHelper, time.Second) },
+		"no beat was read":                     func(in *Input) { in.Hosts[2].Beats = nil },
+		"a beat younger than its own interval": func(in *Input) { slowBeats(in) },
+		"a fresh report":                       func(in *Input) { in.Hosts[2].Report.At = in.Hosts[1].Report.At },
+		"it never registered":                  func(in *Input) { in.Hosts[2].Boot = "" },
+		"observer in a minority":               func(in *Input) { in.Observers[0].Majority = haven.No },
+		"start-up grace":                       func(in *Input) { in.Self.Started = 30 * time.Second },
+		"no store works, GUID unknown":         func(in *Input) { noStoreNoGUID(in) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := testWorld(t, func(w *world) { w.cfg.StartupGrace = 20 * time.Second })
@@ -285,6 +287,24 @@ func TestProofNeedsEverything(t *testing.T) {
 			t.Fatalf("%s: %s, missing %v", j.Verdict, j.Why, j.Missing)
 		}
 	})
+}
+
+// readItself lets the suspect's own last words vouch for its own beats.
+func readItself(in *Input) {
+	o := in.Observers[1]
+	o.Host, o.At = "c", in.Observers[0].At
+	in.Observers = append(in.Observers, o)
+	for i := range in.Hosts[2].Beats {
+		in.Hosts[2].Beats[i].Reader = "c"
+	}
+}
+
+// slowBeats makes the host one that beats every four seconds only.
+func slowBeats(in *Input) {
+	for i := range in.Hosts[2].Beats {
+		b := &in.Hosts[2].Beats[i]
+		b.Interval, b.ChangedAt = 4*time.Second, max(b.ChangedAt, b.ReadAt-4900*time.Millisecond)
+	}
 }
 
 func lastReadingOn(in *Input) {
