@@ -183,8 +183,10 @@ func (c *Child) Close() error {
 		return nil
 	}
 	c.kill()
-	for deadline := time.Now().Add(reapWait); !c.reap(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
+	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
+	defer cancel()
+	for !c.reap() {
+		if !pause(ctx, time.Millisecond) {
 			return fmt.Errorf("close store child %d: %w", c.proc.pid, ErrStuck)
 		}
 	}

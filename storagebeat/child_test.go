@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	haven "github.com/haven-ha/haven"
 )
 
 // TestMain makes the test program its own store child, one that can be told to
@@ -621,4 +624,54 @@ func TestMessagesAreBounded(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// TestMonitorsOnARealStore runs it all as one: three hosts, a directory, children.
+func TestMonitorsOnARealStore(t *testing.T) {
+	path, _ := makeStore(t, "prod")
+	monitors := map[haven.HostID]*Monitor{}
+	stops := map[haven.HostID]func(){}
+	for _, h := range testHosts {
+		c, _ := startChild(t, path, longTimeout)
+		m, err := NewMonitor(MonitorConfig{
+			Store: "dir", Cluster: "prod", Self: h, Writer: WriterAgent, Boot: "boot", State: "state", Incarnation: 1, Hosts: testHosts,
+			Interval: 200 * time.Millisecond, StaleAfter: 800 * time.Millisecond, Timeout: 600 * time.Millisecond,
+		}, c, func() Beat { return Beat{Complete: true} }, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = m.Run(ctx) }()
+		stops[h] = sync.OnceFunc(func() { cancel(); <-done })
+		defer stops[h]()
+		monitors[h] = m
+	}
+	sees := func(h haven.HostID, want haven.Tri) {
+		t.Helper()
+		until(t, fmt.Sprintf("a sees %s of %s", want, h), func() error {
+			if v := monitors["a"].Snapshot().Host(h).Agent; v.Moving != want {
+				return fmt.Errorf("%s because %q", v.Moving, v.Why)
+			}
+			return nil
+		})
+	}
+	sees("b", haven.Yes)
+	sees("c", haven.Yes)
+	until(t, "a trusts itself", func() error {
+		if h := monitors["a"].Snapshot().Health; !h.Trusted() {
+			return fmt.Errorf("%+v", h)
+		}
+		return nil
+	})
+	stops["b"]()
+	sees("b", haven.No)
+	sees("c", haven.Yes)
+	// The store is not there any more, as when nobody mounted it.
+	rename(t, path, path+".away")
+	sees("b", haven.Unknown)
+	sees("c", haven.Unknown)
+	rename(t, path+".away", path)
+	sees("c", haven.Yes)
+	sees("b", haven.No)
 }

@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	haven "github.com/haven-ha/haven"
 	"pgregory.net/rapid"
+
+	haven "github.com/haven-ha/haven"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")

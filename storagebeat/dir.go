@@ -212,10 +212,8 @@ func (d *dirStore) writeBeat(name string, data []byte) (err error) {
 			d.dropWriting(name)
 		}
 	}()
-	if f := d.writing[name]; f != nil {
-		if linked, err := f.Linked(); err != nil || !linked {
-			d.dropWriting(name)
-		}
+	if f := d.writing[name]; f != nil && !f.Is(d.beatPath(name)) {
+		d.dropWriting(name)
 	}
 	f := d.writing[name]
 	if f == nil {
@@ -228,8 +226,9 @@ func (d *dirStore) writeBeat(name string, data []byte) (err error) {
 	return f.WriteAt(d.buf, 0)
 }
 
-// openForWriting opens a record's file, and makes it in its full size when it
-// is not there, so that a store that fills up later cannot stop the beats.
+// openForWriting opens a record's file, and makes it when it is not there. The
+// first record gives it its full size, and all others go to the same place, so a
+// store that fills up later cannot stop the beats.
 func (d *dirStore) openForWriting(name string) (*blockio.File, error) {
 	f, err := blockio.Open(d.beatPath(name), blockio.Create)
 	if err != nil {
@@ -237,9 +236,7 @@ func (d *dirStore) openForWriting(name string) (*blockio.File, error) {
 	}
 	size, err := f.Size()
 	if err == nil && size < RecordSize {
-		if err = f.Allocate(RecordSize); err == nil {
-			err = blockio.SyncDir(filepath.Join(d.path, beatsName))
-		}
+		err = blockio.SyncDir(filepath.Join(d.path, beatsName))
 	}
 	if err != nil {
 		_ = f.Close()

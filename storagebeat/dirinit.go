@@ -183,9 +183,6 @@ func (d *dirStore) tryWrite(r *CheckReport) (err error) {
 			err = rerr
 		}
 	}()
-	if err := f.Allocate(RecordSize); err != nil {
-		return fmt.Errorf("try a write: %w", err)
-	}
 	data := blockio.Buffer(RecordSize)
 	copy(data, n[:])
 	started := time.Now()

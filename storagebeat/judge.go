@@ -127,7 +127,7 @@ func (t *Tracker) health(now time.Time, hosts []HostView) Health {
 // stopped says whether a host's beats moved once, do so no more, and that
 // without a farewell.
 func (t *Tracker) stopped(now time.Time, host haven.HostID) bool {
-	any := false
+	stopped := false
 	for _, w := range []Writer{WriterAgent, WriterHelper} {
 		tr := t.tracks[key{host, w}]
 		if tr == nil || !tr.moved || tr.beat.Left != haven.LeaveNone {
@@ -136,9 +136,9 @@ func (t *Tracker) stopped(now time.Time, host haven.HostID) bool {
 		if now.Sub(tr.start) < t.cfg.StaleAfter {
 			return false
 		}
-		any = true
+		stopped = true
 	}
-	return any
+	return stopped
 }
 
 func (t *Tracker) outage(now time.Time, h Health) string {
@@ -147,7 +147,7 @@ func (t *Tracker) outage(now time.Time, h Health) string {
 		return fmt.Sprintf("cannot be read for %s: %v", now.Sub(t.failing).Round(time.Second), t.err)
 	case t.err == nil && t.good && now.Sub(t.start) >= t.cfg.StaleAfter:
 		return fmt.Sprintf("no read completed for %s", now.Sub(t.start).Round(time.Second))
-	case h.OthersMoving == 0 && h.OthersStopped > 0 && !(h.Alone && h.OwnReadBack == haven.Yes):
+	case h.OthersMoving == 0 && h.OthersStopped > 0 && (!h.Alone || h.OwnReadBack != haven.Yes):
 		return fmt.Sprintf("the beats of all other hosts stopped (%d)", h.OthersStopped)
 	}
 	return ""

@@ -220,7 +220,7 @@ func (m *Monitor) write(ctx context.Context, b Beat) {
 		m.io.wrote, m.io.took = start, time.Since(start)
 	}
 	m.mu.Unlock()
-	m.tell(ctx, was, err, "beat is written", "beat cannot be written")
+	m.tell(ctx, opWrite, was, err)
 }
 
 func (m *Monitor) read(ctx context.Context) {
@@ -246,7 +246,7 @@ func (m *Monitor) read(ctx context.Context) {
 	was := m.tracker.err
 	m.tracker.Step(Reading{Start: start, End: end, Err: err, Store: c.Identity.ID, Beats: c.Beats, Own: m.own})
 	m.mu.Unlock()
-	m.tell(ctx, was, err, "store is read", "store cannot be read")
+	m.tell(ctx, opRead, was, err)
 }
 
 // operate runs one operation and notes whether the store answers at all.
@@ -272,11 +272,11 @@ func (m *Monitor) operate(ctx context.Context, f func(context.Context) error) (s
 }
 
 // tell logs changes between working and not working.
-func (m *Monitor) tell(ctx context.Context, was, err error, works, fails string) {
+func (m *Monitor) tell(ctx context.Context, o op, was, err error) {
 	switch {
 	case was == nil && err != nil:
-		m.log.WarnContext(ctx, fails, "error", err)
+		m.log.WarnContext(ctx, "store does not serve", "operation", o, "error", err)
 	case was != nil && err == nil:
-		m.log.InfoContext(ctx, works, "after_error", was)
+		m.log.InfoContext(ctx, "store serves again", "operation", o, "after_error", was)
 	}
 }

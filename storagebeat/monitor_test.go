@@ -38,6 +38,8 @@ type path struct {
 	calls   int   // under way
 	most    int   // calls under way at once, at most
 	done    int   // calls that ended
+	again   int   // writes of a sequence that was tried before
+	last    uint64
 }
 
 func (p *path) set(f func(*path)) {
@@ -81,8 +83,16 @@ func (p *path) ReadAll(ctx context.Context) (Contents, error) {
 }
 
 func (p *path) Write(ctx context.Context, raw RawBeat) error {
-	err := p.enter(ctx)
+	b, err := Decode(raw.Data)
+	if err != nil {
+		return err
+	}
+	err = p.enter(ctx)
 	p.mu.Lock()
+	if b.Sequence <= p.last {
+		p.again++
+	}
+	p.last = b.Sequence
 	if err == nil {
 		err = p.wErr
 	}
@@ -259,6 +269,11 @@ func TestMonitorThatCannotWrite(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		a.path.set(func(p *path) { p.wErr = errors.New("read-only file system") })
 		time.Sleep(7 * time.Second)
+		a.path.set(func(p *path) {
+			if p.again != 0 {
+				t.Error("a sequence was used again: a late first write would look like the second")
+			}
+		})
 		b.sees(t, "a", haven.No)
 		a.sees(t, "b", haven.Yes)
 		h := a.Snapshot().Health

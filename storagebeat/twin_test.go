@@ -7,8 +7,9 @@ import (
 	"testing"
 	"time"
 
-	haven "github.com/haven-ha/haven"
 	"pgregory.net/rapid"
+
+	haven "github.com/haven-ha/haven"
 )
 
 // The twin judges from the whole history of readings by the definitions, with

@@ -48,7 +48,6 @@ const (
 type File struct {
 	f      *os.File
 	direct bool
-	device bool
 }
 
 // Open opens path without following a symbolic link in its last element when
@@ -85,7 +84,7 @@ func Open(path string, mode Mode) (*File, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open %s: %w", path, ErrNotPlain)
 	}
-	return &File{f: f, direct: direct, device: device}, nil
+	return &File{f: f, direct: direct}, nil
 }
 
 // Direct says whether the page cache is passed by. It can turn false at the
@@ -139,35 +138,15 @@ func (f *File) Size() (int64, error) {
 	return st.Size(), nil
 }
 
-// Linked says whether the open file still has a name. One that has none was
-// deleted or replaced: nobody else will read what is written to it.
-func (f *File) Linked() (bool, error) {
-	if f.device {
-		return true, nil
-	}
-	var n uint64
-	err := f.control(func(fd int) error {
-		var st unix.Stat_t
-		err := unix.Fstat(fd, &st)
-		n = uint64(st.Nlink) //nolint:unconvert // its width differs between architectures.
-		return err
-	})
-	return n > 0, err
-}
-
-// Allocate reserves the first size octets, so that writing them later needs no
-// room. File systems that cannot do that get zeros written instead.
-func (f *File) Allocate(size int) error {
-	err := f.control(func(fd int) error { return unix.Fallocate(fd, 0, 0, int64(size)) })
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("allocate: %w", err)
-	}
+// Is says whether path still names the open file. One that was deleted,
+// replaced or mounted over is read by nobody else.
+func (f *File) Is(path string) bool {
+	here, err := f.f.Stat()
 	if err != nil {
-		if err := f.WriteAt(Buffer(size), 0); err != nil {
-			return err
-		}
+		return false
 	}
-	return f.f.Sync()
+	there, err := os.Lstat(path)
+	return err == nil && os.SameFile(here, there)
 }
 
 // Close closes the file. Nothing is lost: every write was waited for.

@@ -23,10 +23,7 @@ func TestBufferIsAligned(t *testing.T) {
 func TestWriteIsSeenByAnotherHandle(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	w := open(t, path, Create)
-	if err := w.Allocate(Align); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := w.Size(); n != Align || err != nil {
+	if n, err := w.Size(); n != 0 || err != nil {
 		t.Fatalf("size %d, %v", n, err)
 	}
 	out := Buffer(Align)
@@ -35,6 +32,9 @@ func TestWriteIsSeenByAnotherHandle(t *testing.T) {
 	}
 	if err := w.WriteAt(out, 0); err != nil {
 		t.Fatal(err)
+	}
+	if n, err := w.Size(); n != Align || err != nil {
+		t.Fatalf("size %d, %v", n, err)
 	}
 	in := Buffer(2 * Align)
 	n, err := open(t, path, Read).ReadAt(in, 0)
@@ -134,17 +134,24 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func TestLinkedNoticesDeletion(t *testing.T) {
+func TestIsNoticesAnotherFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	f := open(t, path, Create)
-	if ok, err := f.Linked(); !ok || err != nil {
-		t.Fatalf("new file: %v, %v", ok, err)
+	if !f.Is(path) {
+		t.Fatal("a new file is not itself")
 	}
-	if err := os.Remove(path); err != nil {
+	if err := os.Rename(path, path+".old"); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := f.Linked(); ok || err != nil {
-		t.Fatalf("deleted file: %v, %v", ok, err)
+	if f.Is(path) {
+		t.Fatal("a name that is gone still names it")
+	}
+	open(t, path, Create)
+	if f.Is(path) {
+		t.Fatal("the name of another file names it")
+	}
+	if !f.Is(path + ".old") {
+		t.Fatal("its new name does not name it")
 	}
 }
 
