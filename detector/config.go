@@ -82,19 +82,20 @@ func Normal() Config {
 		OffReadings: 2, OffGap: 300 * time.Millisecond, OffBeatAge: 1.25, OffFresh: 10 * time.Second,
 		PowerEvery: 2 * time.Second, ProbeCount: 3, ProbeFresh: 2 * time.Second,
 		GossipLag: 15 * time.Second, WaitForGossip: true, Stores: 1,
-		StartupGrace: 2 * time.Minute, MassFailureShare: 0.4, FlapCount: 3, FlapWindow: 10 * time.Minute,
+		StartupGrace: 2 * time.Minute, MassFailureShare: 0.5, FlapCount: 3, FlapWindow: 10 * time.Minute,
 	}
 }
 
 // Fast returns numbers for sites that accept more false suspicions. Beats
-// must be written every 300 ms and probes end within 400 ms.
+// must be written every 500 ms and probes end within 500 ms.
 func Fast() Config {
 	c := Normal()
-	c.SuspectAfter = 700 * time.Millisecond
-	c.Silence, c.Round = 2500*time.Millisecond, 400*time.Millisecond
-	c.BeatInterval, c.StaleAfter = 300*time.Millisecond, 1200*time.Millisecond
+	c.SuspectAfter = 600 * time.Millisecond
+	c.Silence, c.Round = 2500*time.Millisecond, 500*time.Millisecond
+	c.BeatInterval, c.StaleAfter = 500*time.Millisecond, 2*time.Second
 	c.PowerEvery, c.ProbeFresh = time.Second, time.Second
 	c.WaitForGossip = false
+	c.StartupGrace = 30 * time.Second
 	return c
 }
 
@@ -105,7 +106,7 @@ func Calm() Config {
 	c.Silence, c.Rounds, c.Round = 20*time.Second, 5, 2*time.Second
 	c.BeatInterval, c.StaleAfter = 2*time.Second, 10*time.Second
 	c.PowerEvery, c.ProbeFresh = 5*time.Second, 4*time.Second
-	c.GossipLag, c.OffFresh = 30*time.Second, 20*time.Second
+	c.GossipLag, c.OffFresh, c.OffGap = 30*time.Second, 20*time.Second, time.Second
 	c.StartupGrace = 5 * time.Minute
 	return c
 }

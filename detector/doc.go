@@ -106,22 +106,22 @@
 // # Numbers
 //
 //	                         fast     normal   calm
-//	SuspectAfter             0.7 s    1 s      3 s
+//	SuspectAfter             0.6 s    1 s      3 s
 //	Silence                  2.5 s    8 s      20 s
-//	Rounds × Round           3×0.4 s  3×1 s    5×2 s
-//	BeatInterval             0.3 s    1 s      2 s
-//	StaleAfter               1.2 s    4 s      10 s
+//	Rounds × Round           3×0.5 s  3×1 s    5×2 s
+//	BeatInterval             0.5 s    1 s      2 s
+//	StaleAfter               2 s      4 s      10 s
 //	ProbeFresh               1 s      2 s      4 s
 //	PowerEvery               1 s      2 s      5 s
-//	OffReadings, OffGap      2, 0.3 s in all
+//	OffReadings × OffGap     2×0.3 s  2×0.3 s  2×1 s
 //	OffBeatAge               1.25 intervals in all
 //	OffFresh                 10 s     10 s     20 s
 //	GossipLag                15 s     15 s     30 s
 //	WaitForGossip            no       yes      yes
-//	StartupGrace             2 min    2 min    5 min
+//	StartupGrace             30 s     2 min    5 min
 //
-// Bad hypervisors allowed at once, by MassFailureShare 0.4 (at least one):
+// Bad hypervisors allowed at once, by MassFailureShare 0.5 (at least one):
 //
 //	hypervisors  2  3  5  16  50
-//	allowed      1  1  2  6   20
+//	allowed      1  1  2  8   25
 package detector
