@@ -40,7 +40,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	build := exec.Command("go", "build", "-o", dir, "github.com/haven-ha/haven/cmd/...")
+	build := exec.Command("go", "build", "-o", dir, "github.com/haven-ha/haven/cmd/havend", "github.com/haven-ha/haven/cmd/haven-helper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
