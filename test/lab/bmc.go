@@ -26,7 +26,7 @@ const simScript = `#!/bin/sh
 case "$1 $2" in
 "get power")
 	while read -r key value; do
-		[ "$key" = populated ] && echo "power:$value"
+		if [ "$key" = populated ]; then echo "power:$value"; fi
 	done < %[2]s/cgroup.events ;;
 "get "*) echo "$2:default" ;;
 *) exec %[3]s %[4]s %[5]s %[6]s "$@" >> %[7]s 2>&1 ;;
@@ -94,7 +94,7 @@ func (s *spec) startBMC(ctx context.Context, h HostInfo) (*daemon, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
-		if !d.process.alive() {
+		if !d.alive() {
 			return false, errors.New(lastLines(log))
 		}
 		return s.pingBMC(ctx, h), nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -78,6 +79,23 @@ func (c cgroup) waitEmpty(ctx context.Context) error {
 		on, err := c.populated()
 		return !on, err
 	})
+}
+
+// fresh makes a new cgroup inside c for processes to be started in, and removes
+// those that are empty by now. A cgroup that was killed once is no good: Linux
+// 6.14 and later kill what clone3 starts in it.
+func (c cgroup) fresh() (cgroup, error) {
+	old, err := filepath.Glob(filepath.Join(string(c), "run-*"))
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range old {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
+			return "", err
+		}
+	}
+	dir, err := os.MkdirTemp(string(c), "run-")
+	return cgroup(dir), err
 }
 
 // open returns a descriptor for clone3 to start a process in c.

@@ -32,21 +32,11 @@ func (c chassis) power() (bool, error) { return c.spec.hostCgroup(c.host).popula
 
 // lock waits for its turn at the switch.
 func (c chassis) lock(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(c.spec.hostDir(c.host), "chassis.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	unlock, err = lockFile(ctx, filepath.Join(c.spec.hostDir(c.host), "chassis.lock"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("lock chassis of %s: %w", c.host, err)
 	}
-	err = poll(ctx, 5*time.Millisecond, func() (bool, error) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
-			return false, nil
-		}
-		return err == nil, err
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock chassis of %s: %w", c.host, err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil
+	return unlock, nil
 }
 
 // off ends the host at once, whatever its processes wait for.
@@ -113,6 +103,10 @@ func (c chassis) onLocked() (*daemon, error) {
 	if on, err := c.power(); on || err != nil {
 		return nil, err
 	}
+	// What is started in a frozen cgroup stands still before it is a program.
+	if err := c.spec.hostCgroup(c.host).thaw(); err != nil {
+		return nil, fmt.Errorf("power on %s: %w", c.host, err)
+	}
 	if err := setLinks(c.spec.netnsPath(c.host), true, networks()...); err != nil {
 		return nil, fmt.Errorf("power on %s: %w", c.host, err)
 	}
@@ -126,7 +120,7 @@ func (c chassis) onLocked() (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("power on %s: %w", c.host, err)
 	}
-	if err := writeJSON(c.initFile(), d.process); err != nil {
+	if err := writeJSON(c.initFile(), initState{Process: d.process, Cgroup: d.cgroup}); err != nil {
 		return d, fmt.Errorf("power on %s: %w", c.host, err)
 	}
 	return d, nil
@@ -134,13 +128,19 @@ func (c chassis) onLocked() (*daemon, error) {
 
 func (c chassis) initFile() string { return filepath.Join(c.spec.hostDir(c.host), "init.json") }
 
-// init returns the host's PID 1 as the machine knows it.
-func (c chassis) init() (process, error) {
-	var p process
-	if err := readJSON(c.initFile(), &p); err != nil || !p.alive() {
-		return process{}, fmt.Errorf("host %s is off", c.host)
+// initState is the host's PID 1 as the machine knows it, and the cgroup of all that
+// runs since its power-on.
+type initState struct {
+	Process process
+	Cgroup  cgroup
+}
+
+func (c chassis) init() (initState, error) {
+	var s initState
+	if err := readJSON(c.initFile(), &s); err != nil || !s.Process.alive() {
+		return initState{}, fmt.Errorf("host %s is off", c.host)
 	}
-	return p, nil
+	return s, nil
 }
 
 // reset is off and on under one lock.
@@ -158,13 +158,28 @@ func (c chassis) reset(ctx context.Context) (*daemon, error) {
 	return c.onLocked()
 }
 
-// shutdown presses the power button.
-func (c chassis) shutdown() error {
-	p, err := c.init()
+// hang stops all that runs on the host and its wires.
+func (c chassis) hang(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, powerTimeout)
+	defer cancel()
+	unlock, err := c.lock(ctx)
 	if err != nil {
 		return err
 	}
-	return syscall.Kill(p.PID, syscall.SIGTERM)
+	defer unlock()
+	if err := setLinks(c.spec.netnsPath(c.host), false, networks()...); err != nil {
+		return fmt.Errorf("hang %s: %w", c.host, err)
+	}
+	return c.spec.hostCgroup(c.host).freeze(ctx)
+}
+
+// shutdown presses the power button.
+func (c chassis) shutdown() error {
+	s, err := c.init()
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(s.Process.PID, syscall.SIGTERM)
 }
 
 // PowerCommand is a command that came to a host's BMC over the network; reading

@@ -37,7 +37,7 @@ func RunChild() {
 func isChild() bool { return len(os.Args) > 1 && strings.HasPrefix(os.Args[1], childMark) }
 
 func runChild(word string, args []string) error {
-	need := map[string]int{childInit: 2, childStorage: 2, childBMC: 2, childChassis: 4, childGuard: 1}
+	need := map[string]int{childInit: 2, childStorage: 2, childBMC: 2, childChassis: 4, childGuard: 2}
 	if n, ok := need[word]; !ok || len(args) < n {
 		return errors.New("started with wrong arguments")
 	}
@@ -51,31 +51,37 @@ func runChild(word string, args []string) error {
 	case childChassis:
 		return runChassis(context.Background(), args[0], args[1], args[2:])
 	default:
-		return runGuard(args[0])
+		return runGuard(args[0], args[1])
 	}
 }
 
 // daemon is a process that the lab started and that may outlive it.
 type daemon struct {
-	process process
-	cmd     *exec.Cmd
+	process
+	cgroup cgroup // its own, made for it
+	cmd    *exec.Cmd
 }
 
 // wait collects the process; it must be called once in a process that lives on.
 func (d *daemon) wait() { _ = d.cmd.Wait() }
 
-// startDaemon starts a process in a session and cgroup of its own, inside a
-// network namespace if one is given, with its output appended to a log.
-func startDaemon(log, netns string, group cgroup, args ...string) (*daemon, error) {
-	return start(log, netns, group, 0, args...)
+// startDaemon starts a process in a session of its own and a new cgroup below
+// parent, inside a network namespace if one is given, with its output appended to
+// a log.
+func startDaemon(log, netns string, parent cgroup, args ...string) (*daemon, error) {
+	return start(log, netns, parent, 0, args...)
 }
 
-func start(log, netns string, group cgroup, cloneflags uintptr, args ...string) (*daemon, error) {
+func start(log, netns string, parent cgroup, cloneflags uintptr, args ...string) (*daemon, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close() //nolint:errcheck // the child has its own copy
+	group, err := parent.fresh()
+	if err != nil {
+		return nil, err
+	}
 	g, err := group.open()
 	if err != nil {
 		return nil, err
@@ -97,7 +103,7 @@ func start(log, netns string, group cgroup, cloneflags uintptr, args ...string) 
 	if err != nil { // it ended already; the log tells why
 		p = process{PID: cmd.Process.Pid}
 	}
-	return &daemon{process: p, cmd: cmd}, nil
+	return &daemon{process: p, cgroup: group, cmd: cmd}, nil
 }
 
 // lastLines is the end of a log, for error messages.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -22,7 +23,7 @@ type guard struct {
 }
 
 func startGuard(s *spec) (*guard, error) {
-	cmd := exec.Command(s.binary(), childGuard, s.Dir)
+	cmd := exec.Command(s.binary(), childGuard, s.Dir, strconv.Itoa(os.Getpid()))
 	cmd.Env, cmd.Dir, cmd.Stderr = systemEnv(), "/", os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	leash, err := cmd.StdinPipe()
@@ -44,10 +45,22 @@ func (g *guard) dismiss() error {
 	return nil
 }
 
-// runGuard is the guard's process.
-func runGuard(dir string) error {
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		return err
+// runGuard is the guard's process. The leash may be held by a copy of the owner
+// that was on its way to become another program, so it looks at its parent too.
+func runGuard(dir, owner string) error {
+	let := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // an error means the same
+		close(let)
+	}()
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for strconv.Itoa(os.Getppid()) == owner {
+		select {
+		case <-let:
+			return Down(context.Background(), dir)
+		case <-look.C:
+		}
 	}
 	return Down(context.Background(), dir)
 }
@@ -72,6 +85,17 @@ func Down(ctx context.Context, dir string) error {
 func (s *spec) tearDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 	defer cancel()
+	unlock, err := lockFile(ctx, s.file("down.lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // somebody else was faster
+	}
+	if err != nil {
+		return fmt.Errorf("take lab %s down: %w", s.Prefix, err)
+	}
+	defer unlock()
+	if _, err := os.Stat(specFile(s.Dir)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	errs := []error{s.killAll(ctx), s.removeMounts(), s.removeNetwork(ctx)}
 	if err := cgroup(s.Cgroup).remove(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("remove cgroup: %w", err))

@@ -76,38 +76,49 @@ func (h *Host) PowerCommands() ([]PowerCommand, error) { return h.chassis().comm
 // its BMC says on.
 func (h *Host) Hang(ctx context.Context) error {
 	h.mark("hung")
-	return errors.Join(setLinks(h.netns(), false, networks()...), h.cgroup().freeze(ctx))
+	return h.chassis().hang(ctx)
 }
 
 // Unhang lets a hung host go on as if nothing had been.
-func (h *Host) Unhang() error {
+func (h *Host) Unhang(ctx context.Context) error {
 	h.mark("unhung")
-	return errors.Join(setLinks(h.netns(), true, networks()...), h.cgroup().thaw())
+	errs := []error{setLinks(h.netns(), true, networks()...), h.cgroup().thaw()}
+	for _, network := range networks() {
+		errs = append(errs, h.lab.spec.waitLeg(ctx, h.Name, network))
+	}
+	return errors.Join(errs...)
 }
 
 // CutMgmt unplugs the host from the management network.
-func (h *Host) CutMgmt() error { return h.plug(mgmt, false) }
+func (h *Host) CutMgmt() error { return h.unplug(mgmt) }
 
-// HealMgmt plugs it in again.
-func (h *Host) HealMgmt() error { return h.plug(mgmt, true) }
+// HealMgmt plugs it in again. A peer that was looked for in vain meanwhile may stay
+// out of reach for another second: ARP asks no more often.
+func (h *Host) HealMgmt(ctx context.Context) error { return h.plugIn(ctx, mgmt) }
 
 // CutStor unplugs the host from the storage network. Its storage is not reached
 // through it, but other traffic may be, such as a second ring.
-func (h *Host) CutStor() error { return h.plug(stor, false) }
+func (h *Host) CutStor() error { return h.unplug(stor) }
 
 // HealStor plugs it in again.
-func (h *Host) HealStor() error { return h.plug(stor, true) }
+func (h *Host) HealStor(ctx context.Context) error { return h.plugIn(ctx, stor) }
 
 // CutOOB unplugs the host's own leg on the BMCs' network: it reaches no BMC.
-func (h *Host) CutOOB() error { return h.plug(oob, false) }
+func (h *Host) CutOOB() error { return h.unplug(oob) }
 
 // HealOOB plugs it in again.
-func (h *Host) HealOOB() error { return h.plug(oob, true) }
+func (h *Host) HealOOB(ctx context.Context) error { return h.plugIn(ctx, oob) }
 
-// plug acts at the switch, so that a power-on does not undo it.
-func (h *Host) plug(network string, in bool) error {
-	h.mark(map[bool]string{false: network + " cut", true: network + " healed"}[in])
-	return setLinks(h.lab.spec.netnsPath(switchNS), in, port(h.Name, network))
+// unplug acts at the switch, so that a power-on does not undo it.
+func (h *Host) unplug(network string) error {
+	h.mark(network + " cut")
+	return setLinks(h.lab.spec.netnsPath(switchNS), false, port(h.Name, network))
+}
+
+func (h *Host) plugIn(ctx context.Context, network string) error {
+	h.mark(network + " healed")
+	s := h.lab.spec
+	return errors.Join(setLinks(s.netnsPath(switchNS), true, port(h.Name, network)), s.waitLeg(ctx, h.Name, network))
 }
 
 func (h *Host) startStorage(ctx context.Context) error {
@@ -130,6 +141,9 @@ func (h *Host) StorageStatus(ctx context.Context) (StorageStatus, error) {
 func (h *Host) startBMC(ctx context.Context) error {
 	s := h.lab.spec
 	if err := setLinks(s.netnsPath(bmcNS(h.Name)), true, oob); err != nil {
+		return err
+	}
+	if err := s.waitLeg(ctx, bmcNS(h.Name), oob); err != nil {
 		return err
 	}
 	if on, err := s.bmcCgroup(h.Name).populated(); on || err != nil {
@@ -192,45 +206,38 @@ func (h *Host) HealBMC(ctx context.Context) error {
 	return errors.Join(replaceFile(h.lab.spec.slowFile(h.Name), ""), h.lab.spec.bmcCgroup(h.Name).thaw(), h.startBMC(ctx))
 }
 
+// joinScript puts the shell into the host's cgroup and then becomes the command.
+// A process that clone3 makes inside a frozen cgroup would stop before it is a
+// program, and its parent with it.
+const joinScript = `echo $$ > "$0/cgroup.procs" && exec nsenter "$@"`
+
 // command prepares a command that runs on the host, as one of its processes: it
-// ends with the host. The caller closes the returned file after the start.
-func (h *Host) command(ctx context.Context, args []string) (*exec.Cmd, *os.File, error) {
-	p, err := h.chassis().init()
+// ends with the host.
+func (h *Host) command(ctx context.Context, args []string) (*exec.Cmd, error) {
+	s, err := h.chassis().init()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	group, err := h.cgroup().open()
-	if err != nil {
-		return nil, nil, err
-	}
-	enter, err := toolPath("nsenter")
-	if err != nil {
-		return nil, nil, errors.Join(err, group.Close())
-	}
-	all := append([]string{"-t", strconv.Itoa(p.PID), "-m", "-u", "-i", "-n", "-p", "--"}, args...)
-	cmd := exec.CommandContext(ctx, enter, all...)
+	all := append([]string{"-c", joinScript, string(s.Cgroup),
+		"-t", strconv.Itoa(s.Process.PID), "-m", "-u", "-i", "-n", "-p", "--"}, args...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", all...)
 	cmd.Env, cmd.Dir = systemEnv(), "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	return cmd, group, nil
+	return cmd, nil
 }
 
 // Exec runs a command on the host and returns its standard output; its standard
 // error is part of the error. On a hung host it blocks until ctx ends.
 func (h *Host) Exec(ctx context.Context, args ...string) (string, error) {
-	cmd, group, err := h.command(ctx, args)
+	cmd, err := h.command(ctx, args)
 	if err != nil {
 		return "", err
 	}
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err = cmd.Start()
-	_ = group.Close()
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
+	if err := cmd.Run(); err != nil {
 		return out.String(), fmt.Errorf("run %s on %s: %w: %s", args[0], h.Name, errors.Join(err, ctx.Err()), strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), nil
@@ -238,11 +245,10 @@ func (h *Host) Exec(ctx context.Context, args ...string) (string, error) {
 
 // Interact runs a command on the host with this process's standard streams.
 func (h *Host) Interact(ctx context.Context, args ...string) error {
-	cmd, group, err := h.command(ctx, args)
+	cmd, err := h.command(ctx, args)
 	if err != nil {
 		return err
 	}
-	defer group.Close()             //nolint:errcheck // opened for reading
 	cmd.SysProcAttr.Setpgid = false // it may want the terminal
 	cmd.Cancel = nil
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -272,8 +278,8 @@ func (h *Host) BootID() (string, error) {
 // inside is a path of the host's, seen from outside; it leads nowhere while the
 // host is off.
 func (h *Host) inside(path string) string {
-	p, _ := h.chassis().init() // PID 0 has no root
-	return filepath.Join("/proc", strconv.Itoa(p.PID), "root", path)
+	s, _ := h.chassis().init() // PID 0 has no root
+	return filepath.Join("/proc", strconv.Itoa(s.Process.PID), "root", path)
 }
 
 // LibvirtSocket is the host's libvirt socket as seen from outside, good until the

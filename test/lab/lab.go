@@ -42,6 +42,9 @@ func New(ctx context.Context, c Config) (*Lab, error) {
 		return nil, err
 	}
 	if err := s.claim(); err != nil {
+		if s.OwnDir {
+			err = errors.Join(err, os.RemoveAll(s.Dir))
+		}
 		return nil, err
 	}
 	l := newLab(s, c.Logger)

@@ -67,6 +67,52 @@ func setLink(fd int, name string, up bool) error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 }
 
+// link is an interface of a network namespace.
+type link struct{ ns, name string }
+
+// flags reads the interface's flags.
+func (l link) flags() (flags uint16, err error) {
+	err = inNetns(l.ns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open socket: %w", err)
+		}
+		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		r, err := unix.NewIfreq(l.name)
+		if err != nil {
+			return err
+		}
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+			return fmt.Errorf("read flags of %s: %w", l.name, err)
+		}
+		flags = r.Uint16()
+		return nil
+	})
+	return flags, err
+}
+
+// waitCarrier waits until a wire whose both ends are up carries frames: Linux tells
+// the bridge about a new carrier up to a second late. A wire with an end down is
+// not waited for.
+func waitCarrier(ctx context.Context, ends ...link) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return poll(ctx, 5*time.Millisecond, func() (bool, error) {
+		running := true
+		for _, l := range ends {
+			flags, err := l.flags()
+			if err != nil {
+				return false, err
+			}
+			if flags&unix.IFF_UP == 0 {
+				return true, nil
+			}
+			running = running && flags&unix.IFF_RUNNING != 0
+		}
+		return running, nil
+	})
+}
+
 // dialIn connects from inside a network namespace. The address must be numeric:
 // then the socket is made on the calling thread, which is the one that counts.
 func dialIn(ctx context.Context, ns, network, address string) (net.Conn, error) {

@@ -133,6 +133,15 @@ func (s *spec) nft(ctx context.Context, commands string) error {
 	return inNetns(s.netnsPath(switchNS), func() error { return feed(ctx, commands, "nft", "-f", "-") })
 }
 
+// waitLeg waits until a host's leg carries frames, if it is up at both ends.
+func (s *spec) waitLeg(ctx context.Context, host, network string) error {
+	err := waitCarrier(ctx, link{s.netnsPath(host), network}, link{s.netnsPath(switchNS), port(host, network)})
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", port(host, network), err)
+	}
+	return nil
+}
+
 // setCut adds or removes the cut of one direction on a network.
 func (s *spec) setCut(ctx context.Context, network, from, to string, cut bool) error {
 	element := fmt.Sprintf("element bridge lab cut { %q . %q }\n", port(from, network), port(to, network))

@@ -44,7 +44,7 @@ func (s *spec) startStorage(ctx context.Context, host string) (*daemon, error) {
 	defer cancel()
 	err = poll(ctx, 5*time.Millisecond, func() (bool, error) {
 		_, err := labfs.Control(s.storage(host)).Status(ctx)
-		if err != nil && !d.process.alive() {
+		if err != nil && !d.alive() {
 			return false, errors.New(lastLines(log))
 		}
 		return err == nil, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/bougou/go-ipmi/pkg/bmc"
 	"github.com/bougou/go-ipmi/pkg/clock"
 	"github.com/bougou/go-ipmi/pkg/hal"
+	"github.com/bougou/go-ipmi/pkg/handlers"
 	"github.com/bougou/go-ipmi/pkg/server"
 	"github.com/bougou/go-ipmi/pkg/transport/udp"
 	"github.com/bougou/go-ipmi/pkg/types"
@@ -64,7 +65,11 @@ func Serve(ctx context.Context, conn *net.UDPConn, c Config, machine Chassis) er
 			return errors.Join(fmt.Errorf("add BMC user %s: %w", a.Name, err), conn.Close())
 		}
 	}
+	commands := handlers.NewRegistry()
+	handlers.RegisterAllHandlers(commands)
+	commands.RegisterFunc(types.CommandGetSystemGUID, systemGUID)
 	s := server.NewServer(b, udp.Wrap(conn, udp.WithReadTimeout(time.Second)),
+		server.WithHandlerRegistry(commands),
 		server.WithCipherSuites([]types.CipherSuiteID{types.CipherSuiteID3, types.CipherSuiteID17}))
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
@@ -72,6 +77,12 @@ func Serve(ctx context.Context, conn *net.UDPConn, c Config, machine Chassis) er
 		return fmt.Errorf("serve IPMI: %w", err)
 	}
 	return nil
+}
+
+// systemGUID answers Get System GUID, which the library lacks.
+func systemGUID(_ context.Context, h *handlers.HandlerContext, _ []byte) ([]byte, types.CompletionCode, error) {
+	guid := h.BMC.GUID
+	return guid[:], types.CodeOK, nil
 }
 
 func addAccount(b *bmc.BMC, i int, a Account) error {

@@ -145,7 +145,7 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 	case "hang":
 		return h.Hang(ctx)
 	case "unhang":
-		return h.Unhang()
+		return h.Unhang(ctx)
 	case "exec":
 		return h.Interact(ctx, args...)
 	case "storage":
@@ -159,9 +159,9 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 		"power mains":    func() error { return h.CutMains(ctx) },
 		"power restore":  func() error { return h.RestoreMains(ctx) },
 		"power shutdown": h.Shutdown,
-		"cut mgmt":       h.CutMgmt, "heal mgmt": h.HealMgmt,
-		"cut stor": h.CutStor, "heal stor": h.HealStor,
-		"cut oob": h.CutOOB, "heal oob": h.HealOOB,
+		"cut mgmt":       h.CutMgmt, "heal mgmt": func() error { return h.HealMgmt(ctx) },
+		"cut stor": h.CutStor, "heal stor": func() error { return h.HealStor(ctx) },
+		"cut oob": h.CutOOB, "heal oob": func() error { return h.HealOOB(ctx) },
 	}
 	if f, ok := verbs[strings.Join(append([]string{verb}, args...), " ")]; ok {
 		return f()
