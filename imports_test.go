@@ -37,13 +37,17 @@ var ranks = map[string]int{
 	"internal/recovery": 5, "internal/helper": 5, "web": 5,
 	"internal/api":   6,
 	"internal/agent": 7,
-	"internal/sim":   8,
+
+	// The world outside the agents, for the simulator, the demo and tests.
+	"internal/loopnet": 2, "internal/sim/simnet": 2, "internal/world": 4,
+	"internal/minicluster": 8, "internal/sim": 8,
+	"internal/cli": 8,
 
 	"cmd/havend": 9, "cmd/haven": 9, "cmd/haven-helper": 9,
 
 	"test/lab/gobmc": 1, "test/lab/guestos": 1, "test/lab/labfs": 1,
-	"test/lab":  9,
-	"test/demo": 9,
+	"test/lab": 3, "test/lab/cmd/lab": 9,
+	"test/scenarios": 9, "test/demo": 9,
 }
 
 var domains = []string{"cluster", "detector", "election", "fencing", "storagebeat", "vmrestart"}
@@ -65,7 +69,7 @@ var owners = map[string][]string{
 	"libvirt.org/go/libvirtxml":               {"vmrestart/libvirt"},
 	"github.com/bougou/go-ipmi":               {"fencing/ipmi", "fencing/ipmi/ipmitest", "test/lab/gobmc"}, // driver; boards to try it on
 	"go.yaml.in/yaml/v4":                      {"internal/config"},
-	"github.com/spf13/cobra":                  {"cmd/haven"},
+	"github.com/spf13/cobra":                  {"internal/cli"},
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},
@@ -81,8 +85,9 @@ var anyTest = []string{"pgregory.net/rapid", "github.com/anishathalye/porcupine"
 
 // notInBinaries may not be linked into what is installed on a host.
 var notInBinaries = []string{
-	"testing", "pgregory.net/rapid", "github.com/anishathalye/porcupine", "github.com/rogpeppe/go-internal/testscript", "github.com/hanwen/go-fuse",
-	module + "/test", module + "/internal/sim", module + "/fencing/ipmi/ipmitest",
+	// Not "testing" itself: raft links it, for helpers of its own.
+	"pgregory.net/rapid", "github.com/anishathalye/porcupine", "github.com/rogpeppe/go-internal/testscript", "github.com/hanwen/go-fuse",
+	module + "/test", module + "/internal/sim", module + "/internal/world", module + "/internal/loopnet", module + "/internal/minicluster", module + "/fencing/ipmi/ipmitest",
 	"github.com/bougou/go-ipmi/pkg/server", "github.com/bougou/go-ipmi/pkg/hal",
 }
 
