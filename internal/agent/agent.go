@@ -279,8 +279,19 @@ func (m machine) Apply(index, term uint64, data []byte) any {
 	if err, broken := answer.(error); broken {
 		m.a.fail(fmt.Errorf("apply log entry %d: %w; this agent is too old for the cluster", index, err))
 	}
+	m.tellApplied(index, term, data, answer)
 	m.a.kick()
 	return answer
+}
+
+func (m machine) tellApplied(index, term uint64, data []byte, answer any) {
+	words, applied := answer.([]error)
+	if m.a.d.Applied == nil || !applied {
+		return
+	}
+	if cmds, err := ledger.Decode(data); err == nil { // It was decoded a moment ago.
+		m.a.d.Applied(ledger.Position{Index: index, Term: term}, cmds, words)
+	}
 }
 
 func (m machine) Snapshot() ([]byte, error)  { return m.a.ledger.Snapshot() }
@@ -292,6 +303,17 @@ func (a *Agent) kick() {
 	case a.kicked <- struct{}{}:
 	default:
 	}
+}
+
+// Ledger is this agent's copy of the ledger, to look at.
+func (a *Agent) Ledger() *ledger.Store { return a.ledger }
+
+// Reign returns the term in which this agent is master and ready.
+func (a *Agent) Reign() (haven.Term, bool) {
+	if m := a.reign.Load(); m != nil {
+		return m.term, true
+	}
+	return haven.Term{}, false
 }
 
 // isMaster says whether this agent leads and knows all that was committed.

@@ -11,6 +11,7 @@ import (
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/pki"
@@ -46,7 +47,11 @@ type Deps struct {
 	// Boottime counts while the machine is suspended.
 	Boottime func() time.Duration
 	// Local is where operators on this host come in; nil for nowhere.
-	Local   net.Listener
+	Local net.Listener
+	// Applied is told of each log entry right after it was applied to this
+	// agent's ledger, before anybody acts on it, with the ledger's word on each
+	// command. It must not wait. Nil for nobody.
+	Applied func(at ledger.Position, cmds []ledger.Command, words []error)
 	Metrics *obs.Metrics
 	Log     *slog.Logger
 }

@@ -28,18 +28,68 @@ type World struct {
 	machines   map[haven.HostID]*Machine
 	violations []string
 	starts     map[haven.VMID]int
-	// OnEvent is told of everything that really happens to VMs and power. It is
-	// called with the world locked and must not call back.
-	onEvent func(text string)
-	boots   int
+	observe    func(Event)
+	boots      int
+}
+
+// Kind says what an event is about.
+type Kind string
+
+// The kinds of events.
+const (
+	PowerOn   Kind = "power-on"
+	PowerOff  Kind = "power-off"
+	VMRuns    Kind = "vm-runs"   // it executes on the machine from now on
+	VMEnds    Kind = "vm-ends"   // it does not any more, though the machine goes on
+	VMMoves   Kind = "vm-moves"  // a migration begins, switches over or fails
+	SetAside  Kind = "set-aside" // a definition was taken off the machine
+	Broken    Kind = "P1-broken" // a VM executes on two machines
+	Autostart Kind = "autostart" // a VM's flag was changed by its VM manager
+)
+
+// How says who made a VM run.
+type How string
+
+// The ways in which a VM comes to run.
+const (
+	ByUser      How = "by its user"
+	ByOrder     How = "by order"
+	ByAutostart How = "by its own autostart"
+	ByMigration How = "by migration"
+)
+
+// Event is something that really happened.
+type Event struct {
+	Kind    Kind
+	Machine haven.HostID
+	Boot    haven.BootID
+	VM      haven.VMID
+	How     How
+	Text    string // for people
 }
 
 // New makes an empty world. The function is told what happens; it may be nil.
 func New(onEvent func(string)) *World {
-	if onEvent == nil {
-		onEvent = func(string) {}
+	return Observed(func(e Event) {
+		if onEvent != nil {
+			onEvent(e.Text)
+		}
+	})
+}
+
+// Observed makes an empty world. The function is told of everything that really
+// happens to VMs and power. It is called with the world locked and must not
+// call back.
+func Observed(observe func(Event)) *World {
+	return &World{machines: map[haven.HostID]*Machine{}, starts: map[haven.VMID]int{}, observe: observe}
+}
+
+func (m *Machine) tell(kind Kind, v *vm, how How, format string, args ...any) {
+	e := Event{Kind: kind, Machine: m.id, Boot: m.boot, How: how, Text: fmt.Sprintf(format, args...)}
+	if v != nil {
+		e.VM = v.info.ID
 	}
-	return &World{machines: map[haven.HostID]*Machine{}, starts: map[haven.VMID]int{}, onEvent: onEvent}
+	m.w.observe(e)
 }
 
 // Machine is one hypervisor.
@@ -88,10 +138,10 @@ func (m *Machine) PowerOn() haven.BootID {
 	m.w.boots++
 	m.on, m.hung = true, nil
 	m.boot = haven.BootID(fmt.Sprintf("boot-%s-%d", m.id, m.w.boots))
-	m.w.onEvent(fmt.Sprintf("%s powers on, %s", m.id, m.boot))
+	m.tell(PowerOn, nil, "", "%s powers on, %s", m.id, m.boot)
 	for _, id := range slices.Sorted(maps.Keys(m.vms)) {
 		if v := m.vms[id]; v.info.Autostart {
-			m.run(v, "by its own autostart")
+			m.run(v, ByAutostart)
 		}
 	}
 	return m.boot
@@ -104,13 +154,13 @@ func (m *Machine) PowerOff() {
 	if !m.on {
 		return
 	}
+	m.tell(PowerOff, nil, "", "%s loses its power", m.id)
 	m.on = false
 	m.boot = ""
 	if m.hung != nil {
 		close(m.hung)
 		m.hung = nil
 	}
-	m.w.onEvent(fmt.Sprintf("%s loses its power", m.id))
 	for id, v := range m.vms {
 		if !v.info.Persistent {
 			delete(m.vms, id)
@@ -169,7 +219,7 @@ func (m *Machine) UserStart(xml []byte) (haven.VMID, error) {
 		return v.info.ID, nil
 	}
 	m.vms[v.info.ID] = v
-	m.run(v, "by its user")
+	m.run(v, ByUser)
 	return v.info.ID, nil
 }
 
@@ -185,7 +235,7 @@ func (m *Machine) UserStop(id haven.VMID, crashed bool) {
 	if crashed {
 		v.info.State, v.info.Reason = haven.VMCrashed, "crashed"
 	}
-	m.w.onEvent(fmt.Sprintf("%s ends on %s (%s)", v.info.Name, m.id, v.info.Reason))
+	m.tell(VMEnds, v, "", "%s ends on %s (%s)", v.info.Name, m.id, v.info.Reason)
 	m.hint()
 }
 
@@ -199,17 +249,32 @@ func (m *Machine) Autostart(id haven.VMID, on bool) {
 }
 
 // run starts a VM and checks the truth. The world is locked.
-func (m *Machine) run(v *vm, how string) {
+func (m *Machine) run(v *vm, how How) {
 	v.info.State, v.info.Reason = haven.VMRunning, "booted"
 	m.w.starts[v.info.ID]++
-	m.w.onEvent(fmt.Sprintf("%s runs on %s, %s", v.info.Name, m.id, how))
-	if at := m.w.runsOn(v.info.ID); len(at) > 1 {
-		text := fmt.Sprintf("P1 broken: %s runs on %v", v.info.Name, at)
-		m.w.violations = append(m.w.violations, text)
-		m.w.onEvent(text)
-	}
+	m.tell(VMRuns, v, how, "%s runs on %s, %s", v.info.Name, m.id, how)
+	m.checkTwice(v)
 	m.hint()
 }
+
+// checkTwice records it when a VM executes on two machines.
+func (m *Machine) checkTwice(v *vm) {
+	if at := m.w.where(v.info.ID, executes); len(at) > 1 {
+		text := fmt.Sprintf("P1 broken: %s runs on %v", v.info.Name, at)
+		m.w.violations = append(m.w.violations, text)
+		m.tell(Broken, v, "", "%s", text)
+	}
+}
+
+// executes says whether a VM can write to its disks. One that arrives cannot
+// yet, and one that was handed over cannot any more.
+func executes(info haven.VMInfo) bool {
+	return info.State.Present() && info.State != haven.VMIncoming && !(info.State == haven.VMPaused && info.Reason == handedOver)
+}
+
+// handedOver is the reason of a VM that waits, paused, for the end of its own
+// migration.
+const handedOver = "migration"
 
 func (m *Machine) hint() {
 	select {
@@ -218,22 +283,23 @@ func (m *Machine) hint() {
 	}
 }
 
-func (w *World) runsOn(id haven.VMID) []haven.HostID {
+// where lists the machines with power on which a VM is as asked.
+func (w *World) where(id haven.VMID, is func(haven.VMInfo) bool) []haven.HostID {
 	var at []haven.HostID
 	for _, host := range slices.Sorted(maps.Keys(w.machines)) {
 		m := w.machines[host]
-		if v := m.vms[id]; m.on && v != nil && v.info.State.Present() {
+		if v := m.vms[id]; m.on && v != nil && is(v.info) {
 			at = append(at, host)
 		}
 	}
 	return at
 }
 
-// RunsOn tells where a VM really runs.
+// RunsOn tells where a VM really is: running, paused, or on its way from or to.
 func (w *World) RunsOn(id haven.VMID) []haven.HostID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.runsOn(id)
+	return w.where(id, func(info haven.VMInfo) bool { return info.State.Present() })
 }
 
 // Starts tells how often a VM was started.
@@ -248,6 +314,79 @@ func (w *World) Violations() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.violations)
+}
+
+// Migrate moves a running VM to another machine, live. It returns when that is
+// over: after transfer both machines switch, and for the time of handover the
+// source still has the VM, paused. The VM lives on at one end whatever dies.
+func (w *World) Migrate(id haven.VMID, from, to *Machine, transfer, handover time.Duration) error {
+	src, dst, err := w.beginMove(id, from, to)
+	if err != nil {
+		return err
+	}
+	time.Sleep(transfer)
+	if err := w.switchOver(src, dst, from, to); err != nil {
+		return err
+	}
+	time.Sleep(handover)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if from.vms[id] == src && src.info.State == haven.VMPaused && src.info.Reason == handedOver {
+		src.info.State, src.info.Reason = haven.VMShutOff, "migrated"
+		from.hint()
+	}
+	return nil
+}
+
+func (w *World) beginMove(id haven.VMID, from, to *Machine) (src, dst *vm, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	src = from.vms[id]
+	old := to.vms[id]
+	switch {
+	case !from.on || !to.on || from.hung != nil || to.hung != nil:
+		return nil, nil, errors.New("a machine does not answer")
+	case src == nil || src.info.State != haven.VMRunning:
+		return nil, nil, errors.New("it does not run there")
+	case old != nil && old.info.State.Present():
+		return nil, nil, errors.New("it is at the target already")
+	}
+	copied := *src
+	dst = &copied
+	src.info.State, src.info.Reason = haven.VMMigrating, ""
+	dst.info.State, dst.info.Reason, dst.info.Autostart = haven.VMIncoming, "", false
+	to.vms[id] = dst
+	from.tell(VMMoves, src, "", "%s begins to move from %s to %s", src.info.Name, from.id, to.id)
+	from.hint()
+	to.hint()
+	return src, dst, nil
+}
+
+// switchOver lets the VM go on at the target, or where it is still alive.
+func (w *World) switchOver(src, dst *vm, from, to *Machine) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	id := src.info.ID
+	// A machine that lost its power lost the process with it.
+	leaves := from.on && from.vms[id] == src && src.info.State == haven.VMMigrating
+	arrives := to.on && to.vms[id] == dst && dst.info.State == haven.VMIncoming
+	defer from.hint()
+	defer to.hint()
+	switch {
+	case leaves && arrives && from.hung == nil && to.hung == nil:
+		src.info.State, src.info.Reason = haven.VMPaused, handedOver
+		dst.info.State, dst.info.Reason = haven.VMRunning, "migrated"
+		to.tell(VMRuns, dst, ByMigration, "%s runs on %s, %s", dst.info.Name, to.id, ByMigration)
+		to.checkTwice(dst)
+		return nil
+	case arrives:
+		delete(to.vms, id)
+	}
+	if leaves {
+		src.info.State, src.info.Reason = haven.VMRunning, "migration-failed"
+	}
+	from.tell(VMMoves, src, "", "%s does not move from %s to %s", src.info.Name, from.id, to.id)
+	return errors.New("migration failed")
 }
 
 // domain is the little of a domain's XML that this world understands.
@@ -396,7 +535,7 @@ func (h *Hypervisor) start(v *vm, takes time.Duration) error {
 		v.info.Autostart = old.info.Autostart
 	}
 	h.m.vms[v.info.ID] = v
-	h.m.run(v, "by order")
+	h.m.run(v, ByOrder)
 	return nil
 }
 
@@ -437,6 +576,7 @@ func (h *Hypervisor) SetAutostart(ctx context.Context, id haven.VMID, on bool) e
 	defer h.m.w.mu.Unlock()
 	if v := h.m.vms[id]; v != nil {
 		v.info.Autostart = on
+		h.m.tell(Autostart, v, "", "autostart of %s on %s is set to %t", v.info.Name, h.m.id, on)
 	}
 	return nil
 }
@@ -456,7 +596,7 @@ func (h *Hypervisor) SetAside(ctx context.Context, id haven.VMID) error {
 	}
 	delete(h.m.vms, id)
 	h.m.aside = append(h.m.aside, id)
-	h.m.w.onEvent(fmt.Sprintf("definition of %s is set aside on %s", v.info.Name, h.m.id))
+	h.m.tell(SetAside, v, "", "definition of %s is set aside on %s", v.info.Name, h.m.id)
 	return nil
 }
 
