@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haven-ha/haven/internal/client"
+)
+
+// actFlags are what every act of an operator can carry.
+type actFlags struct {
+	*target
+	by, reason string
+}
+
+func (a *app) act(cmd *cobra.Command, reason string) *actFlags {
+	f := &actFlags{target: a.target(cmd)}
+	cmd.Flags().StringVar(&f.by, "by", "", "your `name` for the record, when you act as root or with an admin's certificate")
+	cmd.Flags().StringVar(&f.reason, "reason", "", reason)
+	return f
+}
+
+// do asks for the act and says that it is done.
+func (f *actFlags) do(ctx context.Context, path string, act client.Act, done string) error {
+	s, err := f.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	act.By, act.Reason = f.by, f.reason
+	doc, err := s.post(path, act)
+	if err != nil {
+		return err
+	}
+	if f.a.json() {
+		f.a.printRaw(doc)
+		return nil
+	}
+	f.a.wrapped("", done)
+	return nil
+}
+
+func (a *app) arm() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "arm", Short: "Switch recovery on again", Args: cobra.NoArgs,
+		Long: `Switch recovery on again after 'haven disarm'. What was held meanwhile goes on
+at once: hosts that are failed now will be fenced and their VMs started elsewhere.`,
+		Example: "  haven hosts\n  haven arm --reason \"switch replaced\"",
+	}
+	f := a.act(cmd, "why, for the record")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return f.do(cmd.Context(), "/v1/arm", client.Act{}, "Recovery is armed.")
+	}
+	return cmd
+}
+
+func (a *app) disarm() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "disarm --reason WHY", Short: "Switch recovery off: nothing is fenced or started until 'haven arm'", Args: cobra.NoArgs,
+		Long: `Switch recovery off in the whole cluster. Hosts are watched on and verdicts are
+given, but nothing is fenced and nothing is started until 'haven arm'.`,
+		Example: "  haven disarm --reason \"work on the core switch until 14:00\"",
+	}
+	f := a.act(cmd, "why, for the record (required)")
+	must(cmd.MarkFlagRequired("reason"))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if f.reason == "" {
+			return usagef("--reason is empty: others will want to know why nothing is recovered")
+		}
+		return f.do(cmd.Context(), "/v1/disarm", client.Act{}, "Recovery is disarmed: nothing is fenced or started until 'haven arm'.")
+	}
+	return cmd
+}

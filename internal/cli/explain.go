@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
+)
+
+func (a *app) explain() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "explain INCIDENT", Short: "One incident from the first suspicion to the end, with all evidence", Args: cobra.ExactArgs(1),
+		Long: `One incident from the first suspicion to the end: each step with the evidence
+that it rested on, what held it back, the proof, the power-offs, and every VM
+with its phases. Times in the time line count from the first suspicion; they are
+taken by the clocks of the masters.`,
+		Example: "  haven incidents\n  haven explain 1122-045449-kvm-03",
+	}
+	to := a.target(cmd)
+	cmd.ValidArgsFunction = complete(to, "/v1/incidents", func(in client.Incident) (string, string) {
+		return string(in.ID), string(in.Step)
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := view(a, cmd, to, "/v1/incidents/"+url.PathEscape(args[0]), a.showIncident)
+		if errors.Is(err, haven.ErrNotFound) {
+			return fmt.Errorf("there is no incident %s: 'haven incidents' lists them", args[0])
+		}
+		return err
+	}
+	return cmd
+}
+
+const clock = "2006-01-02 15:04:05.000 MST"
+
+func (a *app) showIncident(in client.Incident) {
+	a.wrapped("", fmt.Sprintf("Incident %s: %s is %s", in.ID, in.Host, in.Verdict))
+	a.printf("\n")
+	zero := begin(in)
+	a.field("Step", string(in.Step))
+	if in.Hold.Reason != "" {
+		a.field("Held", a.hold(in.Hold))
+	}
+	a.field("Opened", fmt.Sprintf("%s, %s ago", in.OpenedAt.UTC().Format(clock), ago(a.Now().Sub(in.OpenedAt))))
+	if !in.ClosedAt.IsZero() {
+		a.field("Closed", fmt.Sprintf("%s, after %s", in.ClosedAt.UTC().Format(clock), precise(in.ClosedAt.Sub(zero))))
+	}
+	if in.Outcome != "" {
+		a.field("Outcome", in.Outcome)
+	}
+	a.field("Boot", orDash(string(in.Boot)))
+	a.showFencing(in, zero)
+	a.showIncidentVMs(in, zero)
+	a.printf("\nTime line from %s\n", zero.UTC().Format(clock))
+	for _, e := range in.Timeline {
+		a.wrapped("", fmt.Sprintf("%9s  %-10s  %s: %s", since(zero, e.At), e.Step, e.By, e.What))
+		a.evidence("             ", e.Evidence)
+	}
+}
+
+// begin is the moment from which times count.
+func begin(in client.Incident) time.Time {
+	zero := in.OpenedAt
+	if !in.SuspectedAt.IsZero() && in.SuspectedAt.Before(zero) {
+		zero = in.SuspectedAt
+	}
+	if len(in.Timeline) > 0 && in.Timeline[0].At.Before(zero) {
+		zero = in.Timeline[0].At
+	}
+	return zero
+}
+
+func (a *app) showFencing(in client.Incident, zero time.Time) {
+	a.printf("\nProof\n")
+	if in.Proof == nil {
+		a.wrapped("  ", "none yet: the host is not proved dead, so nothing of it is started elsewhere")
+	} else {
+		a.showProof(*in.Proof)
+	}
+	if len(in.Attempts) == 0 {
+		return
+	}
+	a.printf("\nPower-downs\n")
+	t := newTable("  #", "ACTION", "BY", "BEGUN", "TOOK", "PROVED")
+	for _, f := range in.Attempts {
+		end := "under way"
+		if !f.EndedAt.IsZero() {
+			end = precise(f.EndedAt.Sub(f.BegunAt))
+		}
+		t.row([]string{fmt.Sprintf("%3d", f.N), string(f.Action), string(f.By), since(zero, f.BegunAt), end, yesNo(f.Proved)}, labelled("  says", f.Detail))
+	}
+	a.show(t)
+}
+
+func (a *app) showProof(p haven.Proof) {
+	a.wrapped("  ", fmt.Sprintf("%s by %s, %s: %s", p.Kind, p.By, p.At.UTC().Format(clock), orDash(p.Detail)))
+	a.wrapped("  ", "it holds for boot "+string(p.Boot)+" only")
+	a.evidence("    ", p.Evidence)
+}
+
+func (a *app) showIncidentVMs(in client.Incident, zero time.Time) {
+	if len(in.VMs) == 0 {
+		return
+	}
+	a.printf("\nVMs\n")
+	head := []string{"NAME", "PHASE", "HOST", "EPOCH", "ORDERED", "ANSWERED", "ANSWER"}
+	if a.wide {
+		head = append(head, "UUID")
+	}
+	t := newTable(head...)
+	for _, v := range in.VMs {
+		cells := []string{
+			v.Name, v.Phase, string(v.Owner), fmt.Sprint(v.Epoch), since(zero, v.OrderedAt), since(zero, v.ReportedAt), string(v.Status),
+		}
+		if a.wide {
+			cells = append(cells, string(v.VM))
+		}
+		t.row(cells, labelled("held", a.hold(v.Hold)), v.Explanation)
+	}
+	a.show(t)
+}
+
+// since says a moment as a distance from another.
+func since(zero, t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("%+.3fs", t.Sub(zero).Seconds())
+}
+
+// precise says how long something took.
+func precise(d time.Duration) string {
+	if d < time.Minute {
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
