@@ -54,6 +54,7 @@ type Agent struct {
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
 	mastery   *mastery                // the judge loop's own
+	expected  []haven.HostID          // the judge loop's own: whose beats are expected
 	done      chan recovery.Done
 	kicked    chan struct{}
 	newMaster chan struct{}

@@ -405,7 +405,7 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []FenceDevice, permit fencing.Permit) (*haven.Proof, string, error) {
 	var detail strings.Builder
 	for _, dev := range level {
-		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), fencing.DefaultPolicy(), permit, a.log.With("host", act.Host, "device", dev.Name))
+		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), a.fencePolicy(), permit, a.log.With("host", act.Host, "device", dev.Name))
 		if err != nil {
 			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), err
 		}
@@ -422,6 +422,13 @@ func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []Fenc
 	return &haven.Proof{
 		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: detail.String(),
 	}, detail.String(), nil
+}
+
+// fencePolicy is the default one within the configured bound.
+func (a *Agent) fencePolicy() fencing.Policy {
+	p := fencing.DefaultPolicy()
+	p.Total = a.cfg.Fencing.VerifyTimeout
+	return p
 }
 
 func (a *Agent) ledgerDistrust(host haven.HostID) (why string) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -60,6 +61,7 @@ func (a *Agent) judgeLoop(ctx context.Context) {
 
 // judge takes one look at everything and returns when to look again.
 func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
+	a.expectBeats()
 	in := a.detectorInput(now)
 	out := a.detector.Step(a.at(now), in)
 	j := &judged{at: now, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts))}
@@ -72,6 +74,7 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 		}
 		if h.Suspected {
 			next = judgeSuspect
+			a.readBeats()
 		}
 		if a.isMaster() {
 			a.inquire(ctx, h)
@@ -79,6 +82,34 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	}
 	a.judgement.Store(j)
 	return next
+}
+
+// readBeats reads the stores again at once: while somebody is suspected, a part
+// of an interval matters.
+func (a *Agent) readBeats() {
+	for _, m := range a.monitors {
+		m.ReadNow()
+	}
+}
+
+// expectBeats leaves hosts that are proved dead out of those whose beats show
+// that a store works: else the last pair could not judge each other.
+func (a *Agent) expectBeats() {
+	var hosts []haven.HostID
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, id := range a.cfg.Hypervisors() {
+			if h := s.Hosts[id]; h == nil || !h.ProvedDead() {
+				hosts = append(hosts, id)
+			}
+		}
+	})
+	if slices.Equal(hosts, a.expected) {
+		return
+	}
+	a.expected = hosts
+	for _, m := range a.monitors {
+		m.SetHosts(hosts)
+	}
 }
 
 // inquire asks for the evidence that a judgement wants.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -45,7 +46,7 @@ const (
 func (a *Agent) recoveryConfig() recovery.Config {
 	rc := recovery.Config{
 		Action: a.cfg.Fencing.Action, Actions: map[haven.HostID]haven.FenceAction{}, Devices: map[haven.HostID]bool{},
-		CapCount: a.cfg.Fencing.Limit.Count, CapWindow: a.cfg.Fencing.Limit.Window,
+		Cap: fencing.Limit{Count: a.cfg.Fencing.Limit.Count, Window: a.cfg.Fencing.Limit.Window},
 		ReportAfter: reportTroubleAfter, ReturnAfter: returnAfter, AbsenceAge: absenceAge, UnknownAfter: orderUnknownAfter,
 		Limits:     vmrestart.PlanLimits{StartsPerHost: a.cfg.Restart.MaxStartsInFlight},
 		ReserveMiB: uint64(a.cfg.Restart.MemoryReserveMiB), ProtectAll: a.cfg.Restart.Protect == "all",

@@ -2,10 +2,10 @@ package recovery
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/ledger"
 )
 
@@ -212,27 +212,22 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	return m.capped(s, in)
 }
 
-// capped counts the power-downs of other incidents in the window. Stamps from
-// the future, of a master whose clock was ahead, count too.
+// capped asks the limit on power-downs. Going on with a host that was counted
+// already is not another power-down.
 func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
-	var counted []haven.IncidentID
+	history := make([]fencing.FenceRecord, 0, len(s.Fences))
 	for _, f := range s.Fences {
-		if m.now.Sub(f.At) >= m.cfg.CapWindow {
-			continue
-		}
-		if f.Incident == in.ID {
-			return haven.Hold{} // counted already; going on is not another power-down
-		}
-		if !slices.Contains(counted, f.Incident) {
-			counted = append(counted, f.Incident)
-		}
+		history = append(history, fencing.FenceRecord{Host: f.Host, Incident: f.Incident, At: f.At})
 	}
-	if len(counted) < m.cfg.CapCount {
+	may := m.cfg.Cap.Allow(m.now, history, in.ID, in.Host)
+	if may.Allowed {
 		return haven.Hold{}
 	}
+	if !may.Until.IsZero() {
+		m.wake(may.Until.Sub(m.now))
+	}
 	return haven.Hold{Reason: haven.HoldCap, Detail: fmt.Sprintf(
-		"%d power-downs in %s, %d are allowed; it goes on by itself later, or if it is off, say so: haven fence confirm %s",
-		len(counted), m.cfg.CapWindow, m.cfg.CapCount, in.Host)}
+		"%s; it goes on by itself when the limit allows; if the host is off, say so: haven fence confirm %s", may.Why, in.Host)}
 }
 
 // fenced takes in the end of a fence attempt.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/vmrestart"
 )
@@ -21,8 +22,8 @@ type Config struct {
 	Action    haven.FenceAction                  // cluster-wide default
 	Actions   map[haven.HostID]haven.FenceAction // overrides
 	Devices   map[haven.HostID]bool              // hosts that have a fence device
-	CapCount  int                                // power-downs allowed in CapWindow
-	CapWindow time.Duration
+	// Cap is the limit on power-downs in the whole cluster (P6).
+	Cap fencing.Limit
 	// ReportAfter is how long a trouble that leads to no action must last
 	// before it becomes an incident. It keeps blips out of the ledger.
 	ReportAfter time.Duration
