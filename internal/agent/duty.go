@@ -215,6 +215,9 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement) recovery.HostView 
 	v := recovery.HostView{
 		Verdict: h.Verdict, Explanation: h.Why, Evidence: h.Evidence, Hold: a.holdOf(h.Hold), Leave: h.Left,
 	}
+	if !h.MayFence() {
+		v.NoFence = fmt.Sprintf("the detector withholds a power command while the host is %s", h.Verdict)
+	}
 	if h.Suspected {
 		v.SuspectedFor = a.at(now) - h.SuspectedSince
 	}
@@ -281,6 +284,9 @@ func (a *Agent) lessons() []ledger.Command {
 			}
 			known := s.Hosts[id].Power
 			guid, distrust := a.power.learned(keys)
+			if j, ok := a.judgement.Load().host(id); ok && j.Distrust && distrust == "" {
+				distrust = "it said off while the host lived on"
+			}
 			c := ledger.LearnPower{Host: id, GUID: string(guid), Distrust: distrust}
 			if known.Distrust != "" {
 				c.Distrust = known.Distrust
@@ -459,7 +465,7 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
 	}
-	if j, ok := a.judgement.Load().host(act.Host); ok && !j.Verdict.Actionable() {
+	if j, ok := a.judgement.Load().host(act.Host); ok && !j.MayFence() && j.Verdict != haven.VerdictDead {
 		return fmt.Errorf("%w: it is %s", errCameBack, j.Verdict)
 	}
 	return a.verified(ctx, m)

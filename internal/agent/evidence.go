@@ -96,6 +96,22 @@ func (e *evidence) lastAck() ackHeard {
 	return e.acked
 }
 
+// answered lists the hosts that answered a probe of one observer that ended
+// since the given instant.
+func (e *evidence) answered(observer haven.HostID, since time.Duration) []haven.HostID {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var ids []haven.HostID
+	for id, probes := range e.probes {
+		if slices.ContainsFunc(probes, func(p detector.Probe) bool {
+			return p.Observer == observer && p.Result == haven.Yes && p.Finished >= since
+		}) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // connected lists the hosts that reported since the given moment.
 func (e *evidence) connected(since time.Time) []haven.HostID {
 	e.mu.Lock()

@@ -112,10 +112,19 @@ func (a *Agent) expectBeats() {
 	}
 }
 
+// probeAfterOff bounds the probes of a host whose BMC said off. They only have to
+// find a live host that the BMC is wrong about, and such a host answers at once;
+// one that does not is looked at again before anything follows.
+const probeAfterOff = 400 * time.Millisecond
+
 // inquire asks for the evidence that a judgement wants.
 func (a *Agent) inquire(ctx context.Context, h detector.Judgement) {
 	if len(h.WantProbes) > 0 {
-		a.probeAround(ctx, h.Host, h.WantProbes, h.WantNeighbours)
+		limit := a.cfg.Detection.ProbeTimeout
+		if a.power.saysOff(h.Host) {
+			limit = min(limit, probeAfterOff)
+		}
+		a.probeAround(ctx, h.Host, h.WantProbes, h.WantNeighbours, limit)
 	}
 	if h.WantPower {
 		a.readPower(ctx, h.Host)
@@ -219,7 +228,7 @@ func gossipOf(m cluster.Member, at time.Duration) detector.Gossip {
 func (a *Agent) detectorBeat(s storagebeat.Snapshot, w detector.Writer, v storagebeat.View, at time.Duration) detector.Beat {
 	b := detector.Beat{
 		Store: s.Store, Writer: w, Reader: a.d.Host, Absent: v.Missing, Moving: v.Moving,
-		ReadAt: ago(at, s.Health.ReadAge), ChangedAt: ago(at, v.Age), Left: v.Left,
+		ReadAt: ago(at, s.Health.ReadAge), Changed: v.Moving != haven.Unknown, ChangedAt: ago(at, v.Age), Left: v.Left,
 	}
 	if v.Seen {
 		b.Boot, b.Interval = v.Beat.Boot, v.Beat.Interval
@@ -263,31 +272,43 @@ func neighbourBeat(reader haven.HostID, b client.BeatView, arrived time.Duration
 	}
 	return detector.Beat{
 		Store: b.Store, Writer: w, Reader: reader, Absent: b.Absent, Moving: b.Moving,
-		ReadAt: ago(arrived, b.ReadAge.Duration()), ChangedAt: ago(arrived, b.ChangedAge.Duration()),
+		ReadAt: ago(arrived, b.ReadAge.Duration()), Changed: b.Moving != haven.Unknown, ChangedAt: ago(arrived, b.ChangedAge.Duration()),
 		Boot: b.Boot, Interval: b.Interval.Duration(), Isolated: b.Isolated, SeesOthers: b.SeesOthers, Left: b.Left,
 	}
 }
 
-// majority says whether this agent hears from more than half of the configured
-// hosts: by reports if it is the master, by the master's answers and gossip if
-// it is not.
+// majority says whether this agent reaches more than half of the configured
+// hosts, those that are proved dead left out: they are on nobody's side. A host
+// is reached when its agent reports or is alive in gossip, or when it answered a
+// probe from here: for the trust in one's own network it is enough that some
+// process on the host answers.
 func (a *Agent) majority() haven.Tri {
 	now := time.Now()
-	alive := map[haven.HostID]bool{a.d.Host: true}
-	for _, m := range a.cluster.Members() {
-		if m.Trusted() {
-			alive[m.Host] = true
+	reached := map[haven.HostID]bool{a.d.Host: true}
+	for _, id := range a.ev.connected(now.Add(-2 * a.cfg.Detection.SuspectAfter)) {
+		reached[id] = true
+	}
+	// A master gets reports; a member that gossip still holds for alive, and
+	// that stopped reporting, is not reached.
+	if since, master := a.masterFor(); !master || since <= 2*a.cfg.Detection.SuspectAfter {
+		for _, m := range a.cluster.Members() {
+			if m.Trusted() {
+				reached[m.Host] = true
+			}
 		}
 	}
-	fresh := now.Add(-2 * a.cfg.Detection.SuspectAfter)
-	if a.isMaster() {
-		reporting := map[haven.HostID]bool{a.d.Host: true}
-		for _, id := range a.ev.connected(fresh) {
-			reporting[id] = true
-		}
-		if since, _ := a.masterFor(); since > 2*a.cfg.Detection.SuspectAfter {
-			return haven.TriOf(len(reporting) >= a.cfg.Majority())
-		}
+	for _, id := range a.ev.answered(a.d.Host, a.at(now)-a.cfg.Detection.Silence) {
+		reached[id] = true
 	}
-	return haven.TriOf(len(alive) >= a.cfg.Majority())
+	hosts := 0
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, id := range a.cfg.HostIDs() {
+			if h := s.Hosts[id]; h != nil && h.ProvedDead() {
+				delete(reached, id)
+			} else {
+				hosts++
+			}
+		}
+	})
+	return haven.TriOf(2*len(reached) > hosts)
 }

@@ -126,7 +126,7 @@ func (a *Agent) Probe(ctx context.Context, q client.ProbeRequest) (client.ProbeA
 	if q.Host == a.d.Host {
 		return client.ProbeAnswer{}, fmt.Errorf("probe of %s: that is this host: %w", q.Host, haven.ErrNotFound)
 	}
-	return client.ProbeAnswer{Results: a.look(ctx, q.Host, q.Kinds)}, nil
+	return client.ProbeAnswer{Results: a.look(ctx, q.Host, q.Kinds, min(q.Limit.Duration(), a.cfg.Detection.ProbeTimeout))}, nil
 }
 
 // Confirm says whether an order stands, after this agent verified that it leads.

@@ -230,6 +230,22 @@ func (a *Agent) testDevices(ctx context.Context) {
 	}
 }
 
+// saysOff says whether the latest reading of any device of a host is off.
+func (p *power) saysOff(host haven.HostID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := map[string]haven.PowerState{}
+	for _, r := range p.readings[host] {
+		last[r.device] = r.State
+	}
+	for _, state := range last {
+		if state == haven.PowerOff {
+			return true
+		}
+	}
+	return false
+}
+
 // clear forgets the distrust of devices, because an operator said so.
 func (p *power) clear(keys []string) {
 	p.mu.Lock()

@@ -14,8 +14,8 @@ import (
 
 // look probes a host from here, all kinds at once. Every kind gets an answer
 // within the probe timeout; what could not be tried is unknown.
-func (a *Agent) look(ctx context.Context, host haven.HostID, kinds []haven.EvidenceKind) []client.ProbeResult {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.Detection.ProbeTimeout)
+func (a *Agent) look(ctx context.Context, host haven.HostID, kinds []haven.EvidenceKind, limit time.Duration) []client.ProbeResult {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	results := make([]client.ProbeResult, len(kinds))
 	var wg sync.WaitGroup
@@ -70,7 +70,7 @@ func (a *Agent) knock(ctx context.Context, addr string) (haven.Tri, string) {
 }
 
 // probeAround has a suspect probed by this agent and by some neighbours.
-func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []haven.EvidenceKind, neighbours int) {
+func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []haven.EvidenceKind, neighbours int, limit time.Duration) {
 	asked := []haven.HostID{a.d.Host}
 	for _, id := range a.ev.connected(time.Now().Add(-2 * a.cfg.Detection.SuspectAfter)) {
 		if id != suspect && id != a.d.Host && len(asked) < 1+neighbours {
@@ -80,7 +80,7 @@ func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []h
 	for _, observer := range asked {
 		a.owned.Go(func() {
 			begun := time.Now()
-			results, err := a.askNeighbour(ctx, observer, suspect, kinds)
+			results, err := a.askNeighbour(ctx, observer, suspect, kinds, limit)
 			if err != nil && ctx.Err() == nil {
 				a.log.Debug("neighbour did not answer about a suspect", "observer", observer, "host", suspect, "error", err)
 			}
@@ -89,13 +89,13 @@ func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []h
 	}
 }
 
-func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID, kinds []haven.EvidenceKind) ([]client.ProbeResult, error) {
+func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID, kinds []haven.EvidenceKind, limit time.Duration) ([]client.ProbeResult, error) {
 	if observer == a.d.Host {
-		return a.look(ctx, suspect, kinds), nil
+		return a.look(ctx, suspect, kinds, limit), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.Detection.ProbeTimeout+a.cfg.Detection.ProbeTimeout/2)
+	ctx, cancel := context.WithTimeout(ctx, limit+a.cfg.Detection.ProbeTimeout/2)
 	defer cancel()
-	answer, err := a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Term: a.term()})
+	answer, err := a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Limit: client.MillisOf(limit), Term: a.term()})
 	return answer.Results, err
 }
 

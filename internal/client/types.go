@@ -147,6 +147,7 @@ type ConfirmAnswer struct {
 type ProbeRequest struct {
 	Host  haven.HostID         `json:"host"`
 	Kinds []haven.EvidenceKind `json:"kinds"`
+	Limit Millis               `json:"limit_ms"` // of all probes together
 	Term  haven.Term           `json:"term"`
 }
 

@@ -199,6 +199,9 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	if view.Hold.Reason != "" {
 		return view.Hold
 	}
+	if view.NoFence != "" {
+		return haven.Hold{Reason: haven.HoldObserver, Detail: view.NoFence}
+	}
 	action := m.cfg.Action
 	if a, ok := m.cfg.Actions[h.ID]; ok {
 		action = a

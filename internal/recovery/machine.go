@@ -19,9 +19,9 @@ import (
 
 // Config holds what the operator chose.
 type Config struct {
-	Action    haven.FenceAction                  // cluster-wide default
-	Actions   map[haven.HostID]haven.FenceAction // overrides
-	Devices   map[haven.HostID]bool              // hosts that have a fence device
+	Action  haven.FenceAction                  // cluster-wide default
+	Actions map[haven.HostID]haven.FenceAction // overrides
+	Devices map[haven.HostID]bool              // hosts that have a fence device
 	// Cap is the limit on power-downs in the whole cluster (P6).
 	Cap fencing.Limit
 	// ReportAfter is how long a trouble that leads to no action must last
@@ -62,7 +62,10 @@ type HostView struct {
 	Evidence     []haven.Evidence
 	SuspectedFor time.Duration
 	Hold         haven.Hold // the detector's, about this host alone
-	Leave        haven.LeaveReason
+	// NoFence says why the detector would not have this host powered off now,
+	// whatever its verdict; empty when it would.
+	NoFence string
+	Leave   haven.LeaveReason
 	// Connected says that its agent reports to this master, registered, in the
 	// boot and with the agent state that the ledger knows.
 	Connected bool
