@@ -169,7 +169,10 @@ func (m *Machine) refuses(s *ledger.State, h *ledger.Host, view HostView) string
 		return "it is in incident " + string(in.ID)
 	case !view.Connected:
 		return "its agent does not report"
-	case view.Verdict != haven.VerdictHealthy:
+	case view.Verdict != haven.VerdictHealthy && view.Verdict != haven.VerdictUnknown:
+		// A master that cannot trust its own paths knows no verdict; that stops
+		// fencing, not the restart of VMs whose host is proved dead (P6). A host
+		// that reports and takes orders is good enough for them.
 		return fmt.Sprintf("it is %s", view.Verdict)
 	case view.Leave != haven.LeaveNone:
 		return fmt.Sprintf("it is leaving: %s", view.Leave)
