@@ -263,8 +263,10 @@ func (a *Agent) beatList(now time.Time, host haven.HostID) recovery.BeatList {
 			{hv.Helper.Moving, hv.Helper.Age, hv.Helper.Beat.Boot, hv.Helper.Beat.VMs, hv.Helper.Beat.Complete},
 		} {
 			// The record was written after the read before the one that saw it
-			// begin, and its list may be as old as a list in a beat may be.
-			since := now.Add(-v.age - 2*a.cfg.Heartbeat.Interval - inventoryFresh)
+			// first, and its list may be as old as a list in a beat may be: the
+			// agent's two seconds, the helper's two intervals.
+			listAge := max(inventoryFresh, 2*a.cfg.Heartbeat.Interval)
+			since := now.Add(-v.age - 2*a.cfg.Heartbeat.Interval - listAge)
 			if v.moving == haven.Yes && v.whole && since.After(best.Since) {
 				best = recovery.BeatList{Complete: true, VMs: v.vms, Since: since, Boot: v.boot}
 			}

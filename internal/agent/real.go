@@ -121,7 +121,7 @@ func (r Real) openHost(d *Deps, closers *[]func() error) error {
 	cfg := r.Config
 	virt := libvirt.New(libvirt.Options{Socket: cfg.Libvirt.Socket, Host: r.Host, Boot: d.Boot, Net: netx.Real{}, Log: r.Log})
 	*closers = append(*closers, func() error { virt.Close(); return nil })
-	d.Hypervisor = realHypervisor{Client: virt, asideDir: filepath.Join(cfg.DataDir, "set-aside")}
+	d.Hypervisor = libvirt.Hypervisor{Client: virt, AsideDir: filepath.Join(cfg.DataDir, "set-aside")}
 	probe, err := storagebeat.NewChild(storagebeat.ChildConfig{Command: r.StoreChild, Timeout: probeChildTimeout})
 	if err != nil {
 		return fmt.Errorf("set up disk probes: %w", err)
@@ -317,31 +317,4 @@ func listenLocal(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open local socket: %w", err)
 	}
 	return l, nil
-}
-
-// realHypervisor fits the libvirt client to what the agent wants.
-type realHypervisor struct {
-	*libvirt.Client
-	asideDir string
-}
-
-func (h realHypervisor) Start(ctx context.Context, id haven.VMID, xml []byte) (vmrestart.Outcome, error) {
-	err := h.Client.Start(ctx, id, xml, libvirt.StartOptions{})
-	switch {
-	case err == nil, errors.Is(err, libvirt.ErrAlreadyRunning):
-		return vmrestart.Started, nil
-	case errors.Is(err, libvirt.ErrOutcomeUnknown):
-		return vmrestart.Unclear, err
-	case errors.Is(err, libvirt.ErrLocked):
-		return vmrestart.Locked, err
-	}
-	return vmrestart.Failed, err
-}
-
-func (h realHypervisor) Disks(xml []byte) ([]string, error) { return libvirt.DiskPaths(xml) }
-
-func (h realHypervisor) Load(inv haven.Inventory) (haven.HostLoad, error) { return h.NodeInfo(inv) }
-
-func (h realHypervisor) SetAside(ctx context.Context, id haven.VMID) error {
-	return h.Client.SetAside(ctx, id, h.asideDir)
 }
