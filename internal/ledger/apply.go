@@ -35,8 +35,22 @@ func (c Found) apply(s *State, _ Position) error {
 	s.Cluster, s.Generation = c.Cluster, c.Generation
 	for _, h := range s.Hosts {
 		h.Released = ""
+		s.doubt(h)
 	}
 	return nil
+}
+
+// doubt drops a proof of an earlier generation. A ledger that was restored from
+// an old copy does not know of the boots that came after it: such a host must
+// report, or be proved dead again (P1).
+func (s *State) doubt(h *Host) {
+	if h.Proof == nil {
+		return
+	}
+	h.Proof = nil
+	if in := s.Incidents[h.Incident]; in != nil && in.Proof != nil {
+		h.Incident = "" // it goes on for its VMs; another one may be opened
+	}
 }
 
 func (c RegisterHost) apply(s *State, _ Position) error {
@@ -55,10 +69,21 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 		return reject("boot %s of host %s is proved dead (%s)", c.Boot, c.Host, h.Proof.Kind)
 	case h.State == c.State && c.Incarnation < h.Incarnation:
 		return reject("host %s registered as incarnation %d already, not %d", c.Host, h.Incarnation, c.Incarnation)
+	case h.State == c.State && c.Incarnation == h.Incarnation && c.Boot != h.Boot:
+		return reject("host %s registered incarnation %d in boot %s already: is its data directory a copy?", c.Host, c.Incarnation, h.Boot)
+	case h.Boot == c.Boot && slices.Contains(h.PastStates, c.State):
+		return reject("agent state %s of host %s was given up in this boot", c.State, c.Host)
+	case h.Boot == c.Boot && h.Role != haven.RoleWitness && c.Role == haven.RoleWitness:
+		return reject("host %s may have VMs until it boots anew: it cannot be a witness now", c.Host)
 	}
 	s.Hosts[c.Host] = h
-	if h.Boot != "" && h.Boot != c.Boot {
+	switch {
+	case h.Boot == "":
+	case h.Boot != c.Boot:
 		s.endBoot(h, c)
+		h.PastStates = nil
+	case h.State != c.State:
+		h.PastStates = keepLast(append(h.PastStates, h.State), MaxPastBoots)
 	}
 	h.Role, h.Address, h.Boot, h.State, h.Incarnation = c.Role, c.Address, c.Boot, c.State, c.Incarnation
 	h.Generation, h.RegisteredAt, h.Released = s.Generation, c.At, ""
@@ -81,7 +106,8 @@ func (s *State) endBoot(h *Host, c RegisterHost) {
 	}
 	freed := s.freeOwned(h.ID, h.Boot, Freed{By: FreedByReboot, Host: h.ID, Boot: h.Boot, At: c.At, Detail: proof.Detail}, h.Incident)
 	in := s.Incidents[h.Incident]
-	if in == nil || proved || in.Boot != h.Boot {
+	h.Incident = "" // it is about the old boot; the new one may get into trouble too
+	if in == nil || proved {
 		return
 	}
 	in.Proof = &proof
@@ -189,18 +215,22 @@ func (c ProtectVM) apply(s *State, _ Position) error {
 	if err := s.present(c.Host, c.Boot); err != nil {
 		return err
 	}
+	if c.Definition.SHA == "" || len(c.Definition.GZ) == 0 || len(c.Definition.GZ) > MaxDefinitionBytes {
+		return reject("definition of VM %s has %d bytes and digest %q", c.VM, len(c.Definition.GZ), c.Definition.SHA)
+	}
 	vm := s.VMs[c.VM]
 	if vm == nil {
 		if len(s.VMs) >= MaxVMs {
 			return reject("%d VMs are protected, the limit", MaxVMs)
 		}
+		epoch := s.Forgotten + 1
 		s.VMs[c.VM] = &VM{
 			ID: c.VM, Name: c.Name, MemoryMiB: c.MemoryMiB, VCPUs: c.VCPUs, Definition: c.Definition,
-			Desired: DesiredRunning, Phase: PhaseOwned, Owner: c.Host, OwnerBoot: c.Boot, Epoch: 1,
+			Desired: DesiredRunning, Phase: PhaseOwned, Owner: c.Host, OwnerBoot: c.Boot, Epoch: epoch,
 		}
 		return nil
 	}
-	if vm.Phase == PhaseFreed || vm.Owner != c.Host || vm.OwnerBoot != c.Boot {
+	if vm.Phase != PhaseOwned || vm.Owner != c.Host || vm.OwnerBoot != c.Boot {
 		return reject("VM %s is not owned by host %s in boot %s", c.VM, c.Host, c.Boot)
 	}
 	vm.Name, vm.MemoryMiB, vm.VCPUs, vm.Definition = c.Name, c.MemoryMiB, c.VCPUs, c.Definition
@@ -215,13 +245,20 @@ func (c ForgetVM) apply(s *State, _ Position) error {
 	if vm.Epoch != c.Epoch || vm.Phase != PhaseOwned {
 		return reject("VM %s is at epoch %d and %s", c.VM, vm.Epoch, vm.Phase)
 	}
+	s.Forgotten = max(s.Forgotten, vm.Epoch)
 	delete(s.VMs, c.VM)
 	return nil
 }
 
 func (c ObserveVM) apply(s *State, _ Position) error {
+	if c.Desired != DesiredRunning && c.Desired != DesiredStopped {
+		return reject("VM %s: %q is no desired state", c.VM, c.Desired)
+	}
 	vm, err := s.ownedBy(c.VM, c.Epoch, c.Host, c.Boot)
 	if err != nil {
+		if vm, err := s.ownedBy(c.VM, c.Epoch+1, c.Host, c.Boot); err == nil && vm.Desired == c.Desired && vm.Migrating == c.Migrating {
+			return nil // applied before: a start made the epoch the next
+		}
 		return err
 	}
 	if vm.Desired == DesiredStopped && c.Desired == DesiredRunning {
@@ -364,6 +401,13 @@ func (c ReportOrder) apply(s *State, _ Position) error {
 		return nil
 	}
 	o := vm.Order
+	switch r.Status {
+	case haven.OrderAccepted, haven.OrderStarted, haven.OrderRefused, haven.OrderFailed, haven.OrderUnknown:
+	case haven.OrderNone:
+		fallthrough
+	default:
+		return reject("%q is not what becomes of an order", r.Status)
+	}
 	if vm.Phase != PhaseOrdered || o.Target != c.Host || o.TargetBoot != r.Boot {
 		return reject("order %s is for %s in boot %s and %s", r.Order, o.Target, o.TargetBoot, vm.Phase)
 	}

@@ -13,7 +13,10 @@ func (c OpenIncident) apply(s *State, _ Position) error {
 		return reject("host %s is not registered", c.Host)
 	}
 	if in := s.Incidents[c.ID]; in != nil {
-		return nil
+		if in.Host == c.Host && in.Boot == c.Boot && in.OpenedAt.Equal(c.Entry.At) {
+			return nil
+		}
+		return reject("%s is another incident, of host %s", c.ID, in.Host)
 	}
 	if h.Incident != "" {
 		return reject("host %s has incident %s open", c.Host, h.Incident)
@@ -52,6 +55,11 @@ func stepMayFollow(from, to haven.Step) bool {
 	return slices.Index(stepOrder, to) >= slices.Index(stepOrder, from)
 }
 
+// needsProof says whether a step comes with or after the proof of death (P2).
+func needsProof(step haven.Step) bool {
+	return slices.Index(stepOrder, step) >= slices.Index(stepOrder, haven.StepProved)
+}
+
 func (s *State) open(id haven.IncidentID) (*Incident, error) {
 	in := s.Incidents[id]
 	if in == nil || !in.Open() {
@@ -66,6 +74,9 @@ func (s *State) note(in *Incident, e Entry) {
 	if e.What == "" {
 		return
 	}
+	if slices.ContainsFunc(in.Timeline, e.same) {
+		return // a command may be in the log twice
+	}
 	e.Step = in.Step
 	if len(e.Evidence) > MaxEvidence {
 		e.Evidence = e.Evidence[:MaxEvidence]
@@ -77,13 +88,18 @@ func (s *State) note(in *Incident, e Entry) {
 	in.Timeline = append(in.Timeline, e)
 }
 
+// same says whether two lines are one, but for the step.
+func (e Entry) same(o Entry) bool {
+	return e.At.Equal(o.At) && e.Term == o.Term && e.By == o.By && e.What == o.What
+}
+
 func (c NoteIncident) apply(s *State, _ Position) error {
 	in, err := s.open(c.ID)
 	if err != nil {
 		return err
 	}
 	if c.Step != "" && c.Step != in.Step {
-		if !stepMayFollow(in.Step, c.Step) || c.Step == haven.StepClosed || (c.Step == haven.StepProved && in.Proof == nil) {
+		if !stepMayFollow(in.Step, c.Step) || c.Step == haven.StepClosed || (needsProof(c.Step) && in.Proof == nil) {
 			return reject("incident %s cannot go from %s to %s", c.ID, in.Step, c.Step)
 		}
 		if c.Step == haven.StepFencing {
@@ -107,7 +123,7 @@ func (c BeginFence) apply(s *State, at Position) error {
 		return err
 	}
 	n := c.Attempt.N
-	if n >= 1 && n <= len(in.Attempts) && in.Attempts[n-1].Term == c.Attempt.Term {
+	if a := in.attempt(n); a != nil && a.Term == c.Attempt.Term {
 		return nil
 	}
 	h := s.Hosts[in.Host]
@@ -122,14 +138,13 @@ func (c BeginFence) apply(s *State, at Position) error {
 	case h == nil || h.Boot != in.Boot || h.ProvedDead():
 		return reject("host %s is not in boot %s any more, or proved dead", in.Host, in.Boot)
 	case pending:
-		return reject("attempt %d is not over", len(in.Attempts))
-	case n != len(in.Attempts)+1:
-		return reject("attempt %d does not follow %d", n, len(in.Attempts))
-	case n > MaxFences:
-		return reject("%d attempts are the limit", MaxFences)
+		return reject("attempt %d is not over", in.NextAttempt()-1)
+	case n != in.NextAttempt():
+		return reject("attempt %d does not follow %d", n, in.NextAttempt()-1)
 	}
 	in.Step, in.Hold = haven.StepFencing, haven.Hold{}
-	in.Attempts = append(in.Attempts, c.Attempt)
+	in.Attempts = keepLast(append(in.Attempts, c.Attempt), MaxFenceAttempts)
+	s.Fences = slices.DeleteFunc(s.Fences, func(f Fence) bool { return f.Incident == in.ID })
 	s.Fences = keepLast(append(s.Fences, Fence{Incident: in.ID, Host: in.Host, N: n, At: c.Attempt.BegunAt}), MaxFences)
 	s.note(in, Entry{At: c.Attempt.BegunAt, Term: c.Attempt.Term, By: c.Attempt.By, What: "power-off decided"})
 	return nil
@@ -137,11 +152,14 @@ func (c BeginFence) apply(s *State, at Position) error {
 
 func (c EndFence) apply(s *State, _ Position) error {
 	in := s.Incidents[c.ID]
-	if in == nil || c.N < 1 || c.N > len(in.Attempts) {
+	if in == nil || c.N < 1 || c.N >= in.NextAttempt() {
 		return reject("incident %s has no attempt %d", c.ID, c.N)
 	}
-	a := &in.Attempts[c.N-1]
-	if !a.EndedAt.IsZero() {
+	if c.At.IsZero() {
+		return reject("the end of attempt %d has no time", c.N)
+	}
+	a := in.attempt(c.N)
+	if a == nil || !a.EndedAt.IsZero() {
 		return nil
 	}
 	a.EndedAt, a.Proved, a.Detail = c.At, c.Proved, c.Detail
@@ -163,6 +181,8 @@ func (c ProveDead) apply(s *State, _ Position) error {
 		return reject("a proof without kind or author")
 	case h.ProvedDead():
 		return nil
+	case in.Proof != nil:
+		return reject("incident %s has its proof already", c.ID)
 	}
 	if len(p.Evidence) > MaxEvidence {
 		p.Evidence = p.Evidence[:MaxEvidence]

@@ -16,10 +16,11 @@ const (
 	MaxDefinitionBytes = 1 << 20 // of one uncompressed definition
 	MaxClosedIncidents = 200
 	MaxTimeline        = 128 // entries of one incident; the middle is dropped
-	MaxFences          = 512
-	MaxAttempts        = 16 // of one VM
-	MaxPastBoots       = 32 // of one host
-	MaxEvidence        = 48 // of one entry
+	MaxFences          = 512 // incidents in which a host was powered down
+	MaxFenceAttempts   = 64  // of one incident; the first ones are dropped
+	MaxAttempts        = 16  // of one VM
+	MaxPastBoots       = 32  // of one host, and agent states of one boot
+	MaxEvidence        = 48  // of one entry
 )
 
 // State is the replicated state. It changes only through Apply, which is a
@@ -32,8 +33,12 @@ type State struct {
 	Hosts     map[haven.HostID]*Host         `json:"hosts"`
 	VMs       map[haven.VMID]*VM             `json:"vms"`
 	Incidents map[haven.IncidentID]*Incident `json:"incidents"`
-	// Fences is the history of power-downs, oldest first. The cap counts it.
+	// Fences is the history of power-downs, one for each incident, the one that
+	// was tried last at the end. The cap counts it.
 	Fences []Fence `json:"fences,omitempty"`
+	// Forgotten is the highest epoch of all VMs that are not protected any more.
+	// A VM that comes back goes on above it: agents remember the old epochs.
+	Forgotten haven.Epoch `json:"forgotten,omitempty"`
 }
 
 // Disarm says who switched recovery off, when and why.
@@ -54,15 +59,20 @@ type Host struct {
 	// Generation is the one in which the host registered last.
 	Generation   uint64    `json:"generation"`
 	RegisteredAt time.Time `json:"registered_at"`
-	// Incident is the open incident of this host, if any.
+	// Incident is the open incident about the present boot, if any. Older ones
+	// may be open still, for VMs that wait.
 	Incident haven.IncidentID `json:"incident,omitempty"`
 	// Proof says that a boot of this host is over. It counts while Proof.Boot
-	// is Boot: a new boot ends it.
+	// is Boot: a new boot ends it, and so does a new generation.
 	Proof *haven.Proof `json:"proof,omitempty"`
 	// PastBoots are the latest boots that are over, oldest first. None of them
 	// may register again: a late copy of an old registration must not end the
 	// present boot.
 	PastBoots []haven.BootID `json:"past_boots,omitempty"`
+	// PastStates are agent states that were given up in the present boot. One
+	// that comes back, from a backup for example, does not know what was begun
+	// since, and could refuse an order that it carried out.
+	PastStates []haven.StateID `json:"past_states,omitempty"`
 	// Released is the name of the operator who, after a change of generation,
 	// said that this host need not be waited for.
 	Released string `json:"released,omitempty"`
@@ -192,7 +202,7 @@ type Incident struct {
 	ClosedAt    time.Time    `json:"closed_at,omitzero"`
 	Outcome     string       `json:"outcome,omitempty"`
 	Proof       *haven.Proof `json:"proof,omitempty"`
-	// Attempts are the power commands that were decided for this incident.
+	// Attempts are the latest power commands that were decided for this incident.
 	Attempts []FenceAttempt `json:"attempts,omitempty"`
 	VMs      []haven.VMID   `json:"vms,omitempty"` // that the proof freed
 	Timeline []Entry        `json:"timeline"`
@@ -209,6 +219,24 @@ func (i *Incident) Pending() (FenceAttempt, bool) {
 	return FenceAttempt{}, false
 }
 
+// NextAttempt returns the number of the fence attempt that may begin next.
+func (i *Incident) NextAttempt() int {
+	if n := len(i.Attempts); n > 0 {
+		return i.Attempts[n-1].N + 1
+	}
+	return 1
+}
+
+// attempt finds a fence attempt by its number, unless it was dropped.
+func (i *Incident) attempt(n int) *FenceAttempt {
+	for k := range i.Attempts {
+		if i.Attempts[k].N == n {
+			return &i.Attempts[k]
+		}
+	}
+	return nil
+}
+
 // FenceAttempt is one decided power command, recorded before it is sent.
 type FenceAttempt struct {
 	N       int               `json:"n"` // from 1
@@ -221,7 +249,8 @@ type FenceAttempt struct {
 	Detail  string            `json:"detail,omitempty"`
 }
 
-// Fence is one power-down in the history that the cap counts.
+// Fence is the latest power-down of one incident, in the history that the cap
+// counts.
 type Fence struct {
 	Incident haven.IncidentID `json:"incident"`
 	Host     haven.HostID     `json:"host"`

@@ -29,9 +29,19 @@ func (m *Machine) host(s *ledger.State, h *ledger.Host) {
 		if judged {
 			m.pursue(s, h, in, view)
 		}
-	case haven.StepProved, haven.StepPlacing, haven.StepRestarting:
-		m.settle(s, in)
-	case haven.StepClosed:
+	case haven.StepProved, haven.StepPlacing, haven.StepRestarting, haven.StepClosed: // see settleAll
+	}
+}
+
+// settleAll takes the incidents with a proof further. A host that came back may
+// have several: its old ones are open until the VMs they freed run again.
+func (m *Machine) settleAll(s *ledger.State) {
+	for _, in := range s.OpenIncidents() {
+		switch in.Step {
+		case haven.StepProved, haven.StepPlacing, haven.StepRestarting:
+			m.settle(s, in)
+		case haven.StepSuspected, haven.StepConfirmed, haven.StepFencing, haven.StepClosed:
+		}
 	}
 }
 
@@ -182,7 +192,7 @@ func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 		return
 	}
 	m.propose(ledger.BeginFence{ID: in.ID, Attempt: ledger.FenceAttempt{
-		N: len(in.Attempts) + 1, Action: haven.ActionOff, Term: m.in.Term, By: m.in.Self, BegunAt: m.now,
+		N: in.NextAttempt(), Action: haven.ActionOff, Term: m.in.Term, By: m.in.Self, BegunAt: m.now,
 	}})
 	m.notice(Notice{Kind: "fencing", Alarm: true, Host: h.ID, Incident: in.ID, Text: "power-off decided: " + view.Explanation})
 	m.wake(time.Millisecond)
@@ -270,11 +280,12 @@ func fencePause(n int) time.Duration {
 
 // settle follows the VMs of a proved incident until each runs again.
 func (m *Machine) settle(s *ledger.State, in *ledger.Incident) {
-	if _, pending := in.Pending(); pending {
+	if attempt, pending := in.Pending(); pending {
+		// While it is at work its end is awaited.
 		if _, flies := m.flying[Fence{Host: in.Host}.Key()]; !flies {
-			m.propose(ledger.EndFence{ID: in.ID, N: len(in.Attempts), Detail: "another proof came first", At: m.now})
+			m.propose(ledger.EndFence{ID: in.ID, N: attempt.N, Detail: "another proof came first", At: m.now})
+			m.wake(time.Millisecond)
 		}
-		m.wake(time.Millisecond)
 		return
 	}
 	waiting, ordered := 0, 0

@@ -238,6 +238,7 @@ func (m *Machine) Step(s *ledger.State, in Input) Output {
 	for _, id := range s.HostIDs() {
 		m.host(s, s.Hosts[id])
 	}
+	m.settleAll(s)
 	m.protect(s)
 	for _, id := range s.VMIDs() {
 		m.vm(s, s.VMs[id])
