@@ -187,6 +187,7 @@ func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration,
 			a.detectorBeat(snap, detector.WriterHelper, hv.Helper, at))
 	}
 	since := a.origin.Add(at - 30*time.Second)
+	a.power.booted(id, h.Boot, a.origin.Add(at))
 	h.Power = a.power.detectorReadings(id, a.d.Host, since, distrust, a.at)
 	return h
 }

@@ -23,6 +23,14 @@ type power struct {
 	readings map[haven.HostID][]reading
 	session  uint64
 	reading  map[haven.HostID]bool // a reading for suspicion is under way
+	boots    map[haven.HostID]boot // that readings are about
+}
+
+// boot is a host's present boot and since when this agent has known of it; the
+// zero time for the first one.
+type boot struct {
+	id    haven.BootID
+	since time.Time
 }
 
 type reading struct {
@@ -39,6 +47,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 	p := &power{
 		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
 		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
+		boots: map[haven.HostID]boot{},
 	}
 	var stations []fencing.Station
 	for host, ladder := range fences {
@@ -55,10 +64,30 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 	return p
 }
 
+// booted drops what was read before a new boot registered. It was about the old
+// one: an off proves nothing about the new boot, and its life is no sign that
+// the BMC lied.
+func (p *power) booted(host haven.HostID, id haven.BootID, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.boots[host]
+	switch {
+	case id == "" || old.id == id:
+	case old.id == "":
+		p.boots[host] = boot{id: id}
+	default:
+		p.boots[host] = boot{id, now}
+		delete(p.readings, host)
+	}
+}
+
 // take records a reading that succeeded.
 func (p *power) take(host haven.HostID, key string, r fencing.Reading) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if r.Start.Before(p.boots[host].since) {
+		return // see booted
+	}
 	p.session++
 	if t := p.trust[key]; t != nil {
 		t.Read(r)

@@ -1,0 +1,11 @@
+package sim_test
+
+import "flag"
+
+// Flags of the test binary; see the package's documentation.
+var (
+	flagSeeds  = flag.Int("seeds", 0, "how many seeds TestSeeds runs")
+	flagSeed   = flag.Int64("seed", -1, "the one seed that TestSeeds runs")
+	flagRepeat = flag.Int("repeat", 1, "how often it runs it")
+	flagTrace  = flag.Bool("trace", false, "write every transcript, with the agents' logs")
+)
