@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -174,13 +175,13 @@ func firstOdd(servers []Server) []Server { return servers[:oddFloor(min(len(serv
 func oddFloor(n int) int { return n - (n+1)%2 }
 
 func refusals(v BootstrapView) string {
-	s := ""
+	var s strings.Builder
 	for _, host := range sortedKeys(v.Replies) {
 		if r := v.Replies[host]; !r.Granted && r.Reason != "" {
-			s += fmt.Sprintf("; %s: %s", host, r.Reason)
+			fmt.Fprintf(&s, "; %s: %s", host, r.Reason)
 		}
 	}
-	return s
+	return s.String()
 }
 
 // BootstrapPeers reaches the other hosts' Promises. Calls are bounded by ctx.

@@ -50,16 +50,19 @@ func (n *Node) RunKeeper(ctx context.Context, k Keeper) {
 		}
 		now := time.Now()
 		lead := n.Leader()
-		if !t.observe(now, lead, k.Members()) {
+		conf := n.voterConfig()
+		if !t.observe(now, lead, k.Members(), conf.Servers) {
 			continue
 		}
-		conf := n.voterConfig()
 		change, ok := PlanVoters(now, k.Policy, conf, t.health(k.Configured(), n.contactsOf(lead.Term)))
 		if !ok {
 			continue
 		}
 		err := n.change(ctx, change, conf.Index)
 		n.cfg.Log.Info("voters change", "kind", change.Kind, "server", change.Server.ID, "reason", change.Reason, "err", err)
+		if change.Kind == RemoveVoter {
+			t.setBack(now, change.Server.ID.Host())
+		}
 		if k.OnChange != nil {
 			k.OnChange(change, err)
 		}
@@ -72,11 +75,13 @@ type memberTracker struct {
 	term  uint64
 	since time.Time
 	hosts map[haven.HostID]HostHealth
+	// servers is since when each server has been in the configuration.
+	servers map[ServerID]time.Time
 }
 
-// observe takes in the members as they are now. It returns false when this
+// observe takes in hosts and configuration as they are now. It returns false when this
 // server does not lead; all is forgotten then.
-func (t *memberTracker) observe(now time.Time, lead Leadership, members []Member) bool {
+func (t *memberTracker) observe(now time.Time, lead Leadership, members []Member, servers []Server) bool {
 	if !lead.Self {
 		*t = memberTracker{}
 		return false
@@ -96,11 +101,28 @@ func (t *memberTracker) observe(now time.Time, lead Leadership, members []Member
 		seen[m.Host] = h
 	}
 	t.hosts = seen
+	since := make(map[ServerID]time.Time, len(servers))
+	for _, s := range servers {
+		since[s.ID] = now
+		if old, ok := t.servers[s.ID]; ok {
+			since[s.ID] = old
+		}
+	}
+	t.servers = since
 	return true
 }
 
+// setBack puts a host that was just removed behind all others, so that one
+// that never gets ready does not keep better ones waiting.
+func (t *memberTracker) setBack(now time.Time, host haven.HostID) {
+	if h, ok := t.hosts[host]; ok && !h.Since.IsZero() {
+		h.Since = now
+		t.hosts[host] = h
+	}
+}
+
 func (t *memberTracker) health(configured []haven.HostID, contacts map[ServerID]ServerContact) Health {
-	return Health{LeaderSince: t.since, Configured: configured, Hosts: t.hosts, Contacts: contacts}
+	return Health{LeaderSince: t.since, Configured: configured, Hosts: t.hosts, Contacts: contacts, MemberSince: t.servers}
 }
 
 // voterConfig is the newest configuration. It is settled when it is the

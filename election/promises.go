@@ -175,8 +175,18 @@ func (p *Promises) Request(ctx context.Context, from haven.HostID, members []hav
 	if reply.Reason != "" {
 		return reply, nil
 	}
-	want := Promise{Proposer: req.Proposer, Round: req.Round}
-	err := p.change(ctx, func(rec promiseRecord) (promiseRecord, error) {
+	var err error
+	if reply.Reason, err = p.grant(ctx, Promise{Proposer: req.Proposer, Round: req.Round}); err != nil {
+		return PromiseReply{}, err
+	}
+	reply.Granted = reply.Reason == ""
+	return reply, nil
+}
+
+// grant gives the promise and saves it, unless another one is in the way: then
+// it returns why.
+func (p *Promises) grant(ctx context.Context, want Promise) (refused string, err error) {
+	err = p.change(ctx, func(rec promiseRecord) (promiseRecord, error) {
 		if rec.Held != nil && (rec.Held.Proposer != want.Proposer || rec.Held.Round > want.Round) {
 			return rec, fmt.Errorf("%w: that of %s", ErrPromised, rec.Held)
 		}
@@ -184,14 +194,9 @@ func (p *Promises) Request(ctx context.Context, from haven.HostID, members []hav
 		return rec, nil
 	})
 	if errors.Is(err, ErrPromised) {
-		reply.Reason = err.Error()
-		return reply, nil
+		return err.Error(), nil
 	}
-	if err != nil {
-		return PromiseReply{}, err
-	}
-	reply.Granted = true
-	return reply, nil
+	return "", err
 }
 
 // ledger says whether a ledger is known to exist, and how.
@@ -245,8 +250,12 @@ func (p *Promises) release(ctx context.Context, gone Promise) error {
 // round was taken back. It is true only when this server can never bootstrap
 // with it.
 func (p *Promises) Withdrawn(promise Promise) bool {
+	return p.tookBack(promise) && !p.node.HasLedger()
+}
+
+func (p *Promises) tookBack(promise Promise) bool {
 	rec := p.record.Load()
-	if promise.Proposer != p.node.id || p.node.HasLedger() || promise.Round > rec.Rounds {
+	if promise.Proposer != p.node.id || promise.Round > rec.Rounds {
 		return false
 	}
 	return rec.Held == nil || *rec.Held != promise

@@ -19,6 +19,9 @@ type VoterPolicy struct {
 	// StuckAfter is how long a voter may answer without taking new entries
 	// before it counts as dead too: 30 s. Its disk hangs.
 	StuckAfter time.Duration
+	// StageFor is how long a server may take to get the log before another
+	// one gets the chance: 5 min.
+	StageFor time.Duration
 	// ShrinkAfter is how long a leader must have led before it takes the vote
 	// from a living server to make the number odd: 30 s.
 	ShrinkAfter time.Duration
@@ -28,7 +31,7 @@ type VoterPolicy struct {
 func DefaultVoterPolicy() VoterPolicy {
 	return VoterPolicy{
 		Max: MaxVoters, Stable: 10 * time.Second, DeadAfter: 5 * time.Second,
-		StuckAfter: 30 * time.Second, ShrinkAfter: 30 * time.Second,
+		StuckAfter: 30 * time.Second, StageFor: 5 * time.Minute, ShrinkAfter: 30 * time.Second,
 	}
 }
 
@@ -61,6 +64,9 @@ type Health struct {
 	Configured  []haven.HostID
 	Hosts       map[haven.HostID]HostHealth
 	Contacts    map[ServerID]ServerContact
+	// MemberSince is since when this leader has had a server in its
+	// configuration.
+	MemberSince map[ServerID]time.Time
 }
 
 // ChangeKind is a kind of change of the configuration.
@@ -83,7 +89,7 @@ type Change struct {
 // PlanVoters decides the next change of the Raft configuration, if one is
 // needed. It is pure, and the leader carries out one change at a time.
 //
-//   - What stays after a removal must hold a majority of living voters.
+//   - What stays after a removal must hold a majority that answered just now.
 //   - A server whose host came back with another disk, or is not configured
 //     any more, goes first.
 //   - A dead voter is replaced when there is a living host to take its place,
@@ -156,10 +162,15 @@ func (m *voterMap) healthy(host haven.HostID) bool {
 		!hh.Since.IsZero() && m.now.Sub(hh.Since) >= m.policy.Stable
 }
 
-// lastContact is when a member was last heard of; a new leader gives
-// everybody the benefit of the doubt.
+// since is when this leader began to look at a member. It gets the benefit of
+// the doubt from there on.
+func (m *voterMap) since(s Server) time.Time {
+	return later(m.h.LeaderSince, m.h.MemberSince[s.ID])
+}
+
+// lastContact is when a member was last heard of.
 func (m *voterMap) lastContact(s Server) time.Time {
-	return later(m.h.Contacts[s.ID].At, m.h.LeaderSince)
+	return later(m.h.Contacts[s.ID].At, m.since(s))
 }
 
 func later(a, b time.Time) time.Time {
@@ -173,8 +184,12 @@ func (m *voterMap) alive(s Server) bool {
 	if s.ID == m.c.Self {
 		return true
 	}
-	caughtUp := later(m.h.Contacts[s.ID].CaughtUp, m.h.LeaderSince)
-	return m.now.Sub(m.lastContact(s)) <= m.policy.DeadAfter && m.now.Sub(caughtUp) <= m.policy.StuckAfter
+	patience := m.policy.StuckAfter
+	if !s.Voter {
+		patience = m.policy.StageFor
+	}
+	caughtUp := later(m.h.Contacts[s.ID].CaughtUp, m.since(s))
+	return m.now.Sub(m.lastContact(s)) <= m.policy.DeadAfter && m.now.Sub(caughtUp) <= patience
 }
 
 // foreign says whether a server is not the one that its host has now.
@@ -192,19 +207,25 @@ func (m *voterMap) foreign(s Server) (string, bool) {
 	return "", false
 }
 
-// safeWithout says whether the voters that stay have a living majority.
+// freshContact is how new a voter's last answer must be for it to count as
+// there when another is removed. It is shorter than DeadAfter: one that fell
+// silent just now is not dead yet, and must not be relied upon either.
+const freshContact = 2 * time.Second
+
+// safeWithout says whether the voters that stay have a majority that answered
+// just now.
 func (m *voterMap) safeWithout(s Server) bool {
-	left, alive := 0, 0
+	left, here := 0, 0
 	for _, v := range m.voters {
 		if v.ID == s.ID {
 			continue
 		}
 		left++
-		if m.alive(v) {
-			alive++
+		if v.ID == m.c.Self || m.now.Sub(m.h.Contacts[v.ID].At) <= freshContact {
+			here++
 		}
 	}
-	return left > 0 && alive >= left/2+1
+	return left > 0 && here >= left/2+1
 }
 
 func (m *voterMap) remove(s Server, reason string) (Change, bool) {
@@ -225,15 +246,15 @@ func (m *voterMap) dropForeign() (Change, bool) {
 	return Change{}, false
 }
 
-// needed says whether one more voter has work to do.
-func (m *voterMap) needed() bool { return len(m.voters) < m.target || len(m.dead) > 0 }
+// needed says whether there is a vote for one of so many candidates.
+func (m *voterMap) needed(candidates int) bool { return len(m.dead) > 0 || m.room(candidates) }
 
 func (m *voterMap) dropNonvoter() (Change, bool) {
 	for i, s := range m.staged {
 		switch {
 		case !m.alive(s):
-			return m.remove(s, "it fell silent before it had the log")
-		case i > 0 || !m.needed():
+			return m.remove(s, "it fell silent, or took too long to get the log")
+		case i > 0 || !m.needed(1+len(m.fresh)):
 			return m.remove(s, "no vote is free for it")
 		}
 	}
@@ -281,10 +302,7 @@ func (m *voterMap) promote() (Change, bool) {
 }
 
 func (m *voterMap) enlist() (Change, bool) {
-	if len(m.staged) > 0 || len(m.fresh) == 0 {
-		return Change{}, false
-	}
-	if !m.room(len(m.fresh)) && len(m.dead) == 0 {
+	if len(m.staged) > 0 || len(m.fresh) == 0 || !m.needed(len(m.fresh)) {
 		return Change{}, false
 	}
 	s := m.fresh[0]

@@ -16,8 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/haven-ha/haven"
 	"pgregory.net/rapid"
+
+	"github.com/haven-ha/haven"
 )
 
 func newCA(t *testing.T, cluster string) *CA {
@@ -57,7 +58,7 @@ func operatorCredentials(t *testing.T, ca *CA, name string, role Role) *Credenti
 
 // handshake runs a TLS handshake between two configurations and returns what
 // each end says about it, and whom the server saw.
-func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, peer Identity) {
+func handshake(t *testing.T, server, client *tls.Config) (peer Identity, serverErr, clientErr error) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -104,7 +105,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 		_ = raw.Close()
 	}
 	r := <-done
-	return r.err, clientErr, r.peer
+	return r.peer, r.err, clientErr
 }
 
 func TestHandshake(t *testing.T) {
@@ -138,7 +139,7 @@ func TestHandshake(t *testing.T) {
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			serverErr, clientErr, peer := handshake(t, server.ServerConfig([]string{"p/1", "q/1"}, refuseOperators), tc.client)
+			peer, serverErr, clientErr := handshake(t, server.ServerConfig([]string{"p/1", "q/1"}, refuseOperators), tc.client)
 			if tc.want == "" {
 				if serverErr == nil && clientErr == nil {
 					t.Fatalf("connection accepted from %v", peer)
@@ -161,7 +162,7 @@ func TestWrongServer(t *testing.T) {
 	ca := newCA(t, "prod-a")
 	client := hostCredentials(t, ca, "kvm-02")
 	operator := operatorCredentials(t, ca, "kvm-01", RoleAdmin)
-	serverErr, clientErr, _ := handshake(t, operator.ServerConfig([]string{"p/1"}, nil), client.ClientConfig("kvm-01", []string{"p/1"}))
+	_, serverErr, clientErr := handshake(t, operator.ServerConfig([]string{"p/1"}, nil), client.ClientConfig("kvm-01", []string{"p/1"}))
 	if clientErr == nil {
 		t.Fatalf("an operator's certificate passed for host kvm-01 (server: %v)", serverErr)
 	}
@@ -178,7 +179,7 @@ func TestWrongServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, clientErr, _ = handshake(t, b.ServerConfig([]string{"p/1"}, nil), client.ClientConfig("kvm-01", []string{"p/1"}))
+	_, _, clientErr = handshake(t, b.ServerConfig([]string{"p/1"}, nil), client.ClientConfig("kvm-01", []string{"p/1"}))
 	if !errors.Is(clientErr, ErrWrongIdentity) {
 		t.Fatalf("got %v, want ErrWrongIdentity", clientErr)
 	}
