@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,17 +19,16 @@ type cgroup string
 
 // cgroupRoot finds where cgroup version 2 is mounted.
 func cgroupRoot() (string, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := mounts()
 	if err != nil {
-		return "", fmt.Errorf("find cgroup v2: %w", err)
+		return "", err
 	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(line, " - ")
-		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
-			return fields[4], nil
+	for _, m := range all {
+		if m.fstype == "cgroup2" {
+			return m.point, nil
 		}
 	}
-	return "", errors.New("find cgroup v2: not mounted")
+	return "", errors.New("cgroup v2 is not mounted")
 }
 
 func (c cgroup) write(file, value string) error {
@@ -124,8 +124,8 @@ func (c cgroup) removeOnce() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, dir := range slices.Backward(dirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

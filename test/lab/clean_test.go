@@ -77,7 +77,7 @@ func TestNewLeavesNothing(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := must(os.MkdirTemp("", "lab"))(t)
-			defer os.RemoveAll(dir)
+			t.Cleanup(func() { ok(t, os.RemoveAll(dir)) })
 			_, err := lab.New(t.Context(), lab.Config{Dir: dir, Prefix: "hv-broken", Hosts: 1, Programs: func(lab.HostInfo) ([]lab.Program, error) {
 				return tc.programs, tc.err
 			}})

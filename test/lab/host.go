@@ -218,8 +218,8 @@ func (h *Host) command(ctx context.Context, args []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := append([]string{"-c", joinScript, string(s.Cgroup),
-		"-t", strconv.Itoa(s.Process.PID), "-m", "-u", "-i", "-n", "-p", "--"}, args...)
+	all := []string{"-c", joinScript, string(s.Cgroup), "-t", strconv.Itoa(s.Process.PID), "-m", "-u", "-i", "-n", "-p", "--"}
+	all = append(all, args...)
 	cmd := exec.CommandContext(ctx, "/bin/sh", all...)
 	cmd.Env, cmd.Dir = systemEnv(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

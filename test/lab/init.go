@@ -101,13 +101,14 @@ func (s *spec) prepareHost(h HostInfo) error {
 	if err != nil {
 		return err
 	}
-	names := "127.0.0.1 localhost\n"
+	var names strings.Builder
+	names.WriteString("127.0.0.1 localhost\n")
 	for _, other := range s.Hosts {
-		names += other.Address + " " + other.Name + "\n"
+		fmt.Fprintf(&names, "%s %s\n", other.Address, other.Name)
 	}
 	files := map[string]string{
 		"machine-id":                strings.ReplaceAll(h.UUID, "-", "") + "\n",
-		"hosts":                     names,
+		"hosts":                     names.String(),
 		"passwd":                    passwd,
 		"group":                     group,
 		"etc-libvirt/qemu.conf":     qemuConf,
@@ -173,7 +174,7 @@ func (s *spec) setUpHost(h HostInfo) error {
 		func() error { return unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755,size=64m") },
 		func() error { return s.bindDisk(h.Name) },
 		func() error { return bind(s.mount(h.Name), HostStorePath) },
-		s.hideStorage,
+		hideStorage,
 		drawBootID,
 	}
 	for i, step := range steps {
@@ -200,13 +201,20 @@ func bind(from, to string) error {
 	return nil
 }
 
-// hideStorage takes every host's storage out of this host's sight; its own stays
-// visible at [HostStorePath]. Else a tool that looks at all mounts would hang on
-// another host's hung storage.
-func (s *spec) hideStorage() error {
-	for _, h := range s.Hosts {
-		if err := unix.Unmount(s.mount(h.Name), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("hide storage of %s: %w", h.Name, err)
+// hideStorage takes the storage of all hosts, and of other labs, out of this host's
+// sight; its own stays visible at [HostStorePath]. Else a tool that looks at all
+// mounts would hang on another host's hung storage.
+func hideStorage() error {
+	all, err := mounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if m.fstype != "fuse.labfs" || m.point == HostStorePath {
+			continue
+		}
+		if err := unix.Unmount(m.point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("hide %s: %w", m.point, err)
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven/test/lab"
+	"github.com/haven-ha/haven/test/lab/guestos"
 )
 
 // TestHostsAreMachines guards what Haven takes for granted on real hosts.
@@ -64,6 +65,12 @@ func testSharedStorage(t *testing.T, l *lab.Lab) {
 		if got := must(b.Exec(t.Context(), "cat", "/srv/shared"))(t); got != want {
 			t.Fatalf("round %d: %s reads %.10q", i, b.Name, got)
 		}
+	}
+	must(a.Exec(t.Context(), "sh", "-ec", `cd /srv; mkdir -p one/two; echo hello > one/two/file; mv one/two/file one/moved; rmdir one/two
+		ln -s moved one/link; truncate -s 5 one/moved; chmod 640 one/moved; fallocate -l 8192 one/big; sync one/big; df . > /dev/null`))(t)
+	if got := must(b.Exec(t.Context(), "sh", "-ec", "cd /srv/one; cat link; ls | xargs; stat -c '%a %s' moved big | xargs; rm -r /srv/one; ls /srv"))(t); got !=
+		"hello"+"big link moved\n640 5 644 8192\n"+"shared\n" {
+		t.Errorf("%s sees %q", b.Name, got)
 	}
 	ok(t, a.SetPrograms(t.Context(), []lab.Program{{Name: "locker", Args: []string{"flock", "/srv/shared", "sleep", "1000"}}}))
 	eventually(t, "the lock is taken", func() bool {
@@ -167,8 +174,10 @@ func TestSecondCopy(t *testing.T) {
 		g := running(t, l, l.Host(1), "vm1")
 		ok(t, g.Define(t.Context(), l.Host(2)))
 		ok(t, g.Start(t.Context(), l.Host(2)))
+		var j guestos.Journal
+		t.Cleanup(func() { t.Logf("%+v, runs %d, second writers %d", j.Header, len(j.Runs()), j.SecondWriters()) })
 		eventually(t, "the guests see each other", func() bool {
-			j := must(g.Journal())(t)
+			j = must(g.Journal())(t)
 			return j.Boots == 2 && j.Conflicts > 2 && j.SecondWriters() > int(j.Conflicts)
 		})
 	})

@@ -146,8 +146,10 @@ func writes(t *testing.T, g *lab.Guest) bool {
 // ipmi runs ipmitool on one host against the BMC of another.
 func ipmi(t *testing.T, from, to *lab.Host, suite int, words ...string) (string, error) {
 	t.Helper()
-	args := []string{"ipmitool", "-I", "lanplus", "-C", fmt.Sprint(suite), "-H", to.BMCAddress, "-N", "1", "-R", "1",
-		"-U", to.BMCUser, "-P", to.BMCPassword, "-L", "OPERATOR"}
+	args := []string{
+		"ipmitool", "-I", "lanplus", "-C", fmt.Sprint(suite), "-H", to.BMCAddress, "-N", "1", "-R", "1",
+		"-U", to.BMCUser, "-P", to.BMCPassword, "-L", "OPERATOR",
+	}
 	out, err := from.Exec(within(t, 20*time.Second), append(args, words...)...)
 	return strings.TrimSpace(out), err
 }
@@ -162,6 +164,6 @@ func expectPower(t *testing.T, from, to *lab.Host, want string) {
 
 func pings(t *testing.T, from *lab.Host, address string) bool {
 	t.Helper()
-	_, err := from.Exec(within(t, 20*time.Second), "ping", "-q", "-n", "-c", "3", "-i", "0.3", "-W", "1", address)
+	_, err := from.Exec(within(t, 20*time.Second), "sh", "-c", "ping -q -n -c 1 -W 1 $0 || ping -q -n -c 1 -W 1 $0", address)
 	return err == nil
 }

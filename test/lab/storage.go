@@ -67,19 +67,41 @@ func runStorage(dir, host string) error {
 // removeMounts detaches those of the lab's mounts that exist, also such as were
 // mounted twice.
 func (s *spec) removeMounts() error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := mounts()
 	if err != nil {
-		return fmt.Errorf("list mounts: %w", err)
+		return err
 	}
 	var errs []error
-	for line := range strings.Lines(string(b)) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || !strings.HasPrefix(fields[4], s.file("mnt")+"/") {
+	for _, m := range all {
+		if !strings.HasPrefix(m.point, s.file("mnt")+"/") {
 			continue
 		}
-		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", fields[4], err))
+		if err := unix.Unmount(m.point, unix.MNT_DETACH); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.point, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// mount is one line of mountinfo.
+type mount struct{ point, fstype string }
+
+// mounts lists what is mounted in this process's namespace. Points with blanks in
+// them are not unescaped: none of ours has any.
+func mounts() ([]mount, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	var all []mount
+	for line := range strings.Lines(string(b)) {
+		before, after, _ := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		fstype, _, _ := strings.Cut(after, " ")
+		if len(fields) < 5 || fstype == "" {
+			return nil, fmt.Errorf("list mounts: cannot read %q", line)
+		}
+		all = append(all, mount{point: fields[4], fstype: fstype})
+	}
+	return all, nil
 }

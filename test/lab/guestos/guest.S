@@ -25,7 +25,7 @@
     .set SOFT_OFF, 0x2000
 
     .set nonce, 0x0500             # variables
-    .set seq, 0x0504
+    .set slot, 0x0504              # of this boot in the ring of writers, in bytes
     .set header, 0x8000            # one sector each
     .set entry, 0x8200
 
@@ -68,8 +68,6 @@ _start:
 first_read:
     call read_header
     jc first_read
-    movl h_seq, %eax
-    movl %eax, seq
     jmp write
 
 idle:
@@ -88,31 +86,36 @@ tick:
     jc idle
 write:
     cmpb $0, wrote
-    je first_write
+    je enlist
     movl nonce, %eax
     cmpl %eax, h_nonce
-    je own
+    je listed
     incl h_conflicts
-    jmp own
 
-first_write:
-    incl h_boots
+    # A second writer may have put an older list back.
+listed:
+    movw slot, %bx
+    cmpl %eax, h_writers(%bx)
+    je own
+enlist:
     movl h_boots, %ebx
-    decl %ebx
+    incl h_boots
     andw $63, %bx
     shlw $2, %bx
+    movw %bx, slot
     movl nonce, %eax
     movl %eax, h_writers(%bx)
 
+    # The sequence goes on from the header, whoever wrote it: so two writers take
+    # turns in the journal and do not overwrite each other's entries.
 own:
-    incl seq
     movl $0x4a484d56, entry        # "VMHJ"
     movl nonce, %eax
     movl %eax, entry+4
     movl %eax, h_nonce
-    movl seq, %eax
+    incl h_seq
+    movl h_seq, %eax
     movl %eax, entry+8
-    movl %eax, h_seq
     movl BIOS_TICKS, %ebx
     movl %ebx, entry+12
     movl $0x42484d56, h_magic      # "VMHB"

@@ -4,12 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
-
-	"os"
 )
 
 // TestBinariesMatchSource guards the committed boot sectors: what the lab boots

@@ -133,6 +133,7 @@ func (g *gate) pass(op operation) syscall.Errno {
 			if op == writing {
 				return syscall.ENOSPC
 			}
+		default: // ok, or only slow
 		}
 		if f.delay == 0 {
 			return 0

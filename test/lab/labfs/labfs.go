@@ -70,14 +70,8 @@ func newRoot(export string) (fs.InodeEmbedder, error) {
 	if err := syscall.Stat(export, &st); err != nil {
 		return nil, fmt.Errorf("stat export %s: %w", export, err)
 	}
-	data := &fs.LoopbackRoot{
-		Path: export,
-		Dev:  uint64(st.Dev),
-		NewNode: func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-			return &node{fs.LoopbackNode{RootData: r}}
-		},
-	}
-	root := &node{fs.LoopbackNode{RootData: data}}
+	data := &fs.LoopbackRoot{Path: export, Dev: uint64(st.Dev)}
+	root := &node{&fs.LoopbackNode{RootData: data}}
 	data.RootNode = root
 	return root, nil
 }

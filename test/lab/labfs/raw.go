@@ -275,7 +275,15 @@ func (g *gated) StatFs(c <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut
 }
 
 // node is a file or directory of the export.
-type node struct{ fs.LoopbackNode }
+type node struct{ *fs.LoopbackNode }
+
+// WrapChild makes every file below a node a node too.
+func (*node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	if inner, ok := ops.(*fs.LoopbackNode); ok {
+		return &node{inner}
+	}
+	return ops
+}
 
 // Open hides the backing file from the kernel, see [file]. A host's O_DIRECT
 // ends here: behind it, all hosts share the page cache of the export.
