@@ -12,6 +12,9 @@ func (c OpenIncident) apply(s *State, _ Position) error {
 	if h == nil {
 		return reject("host %s is not registered", c.Host)
 	}
+	if c.ID == "" {
+		return reject("the incident has no name")
+	}
 	if in := s.Incidents[c.ID]; in != nil {
 		if in.Host == c.Host && in.Boot == c.Boot && in.OpenedAt.Equal(c.Entry.At) {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -244,8 +245,11 @@ func Encode(cmds ...Command) ([]byte, error) {
 // that an old agent stops rather than diverges.
 func Decode(data []byte) ([]Command, error) {
 	var env []envelope
-	if err := json.Unmarshal(data, &env); err != nil {
+	if err := strictly(bytes.NewReader(data), &env); err != nil {
 		return nil, fmt.Errorf("decode log entry: %w", err)
+	}
+	if env == nil {
+		return nil, errors.New("decode log entry: no list of commands")
 	}
 	cmds := make([]Command, len(env))
 	for i, e := range env {
@@ -304,10 +308,28 @@ func decodeOne(e envelope) (Command, error) {
 
 func body[C Command](e envelope) (Command, error) {
 	var c C
-	d := json.NewDecoder(bytes.NewReader(e.Body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
+	if len(e.Body) == 0 || string(e.Body) == "null" {
+		return nil, fmt.Errorf("%s: no body", e.Kind)
+	}
+	if err := strictly(bytes.NewReader(e.Body), &c); err != nil {
 		return nil, fmt.Errorf("%s: %w", e.Kind, err)
 	}
 	return c, nil
+}
+
+// strictly reads one JSON value, all fields of which must be known, up to the
+// end of the input.
+func strictly(r io.Reader, into any) error {
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	switch _, err := d.Token(); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return fmt.Errorf("after the end: %w", err)
+	}
+	return errors.New("another value comes after the end")
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/haven-ha/haven"
@@ -114,7 +116,8 @@ func readSnapshot(data []byte) (*State, Position, error) {
 		return nil, Position{}, err
 	}
 	snap := snapshot{State: New("")}
-	if err := json.NewDecoder(io.LimitReader(r, maxSnapshotBytes)).Decode(&snap); err != nil {
+	// Up to the end, because only there the checksum is compared.
+	if err := strictly(io.LimitReader(r, maxSnapshotBytes), &snap); err != nil {
 		return nil, Position{}, err
 	}
 	if snap.Version != snapshotVersion || snap.State == nil {
@@ -129,27 +132,40 @@ func readSnapshot(data []byte) (*State, Position, error) {
 // check refuses a snapshot whose parts contradict one another.
 func (s *State) check() error {
 	if s.Hosts == nil || s.VMs == nil || s.Incidents == nil {
-		return fmt.Errorf("a part is missing")
+		return errors.New("a part is missing")
 	}
 	for id, h := range s.Hosts {
-		if h == nil || h.ID != id {
+		if h == nil || h.ID != id || (h.Incident != "" && s.Incidents[h.Incident] == nil) {
 			return fmt.Errorf("host %q is damaged", id)
 		}
 	}
 	for id, vm := range s.VMs {
-		if vm == nil || vm.ID != id || vm.Phase == PhaseFreed && vm.Freed == nil {
+		if vm == nil || vm.ID != id || !vm.whole() {
 			return fmt.Errorf("VM %q is damaged", id)
-		}
-		if vm.Phase == PhaseOrdered && vm.Order == nil {
-			return fmt.Errorf("VM %q is ordered without an order", id)
 		}
 	}
 	for id, in := range s.Incidents {
-		if in == nil || in.ID != id {
+		if in == nil || in.ID != id || !slices.Contains(stepOrder, in.Step) {
 			return fmt.Errorf("incident %q is damaged", id)
 		}
 	}
 	return nil
+}
+
+// whole says whether a VM has all that its phase needs.
+func (vm *VM) whole() bool {
+	if vm.Epoch == 0 || (vm.Desired != DesiredRunning && vm.Desired != DesiredStopped) {
+		return false
+	}
+	switch vm.Phase {
+	case PhaseOwned:
+		return true
+	case PhaseFreed:
+		return vm.Freed != nil
+	case PhaseOrdered:
+		return vm.Order != nil
+	}
+	return false
 }
 
 // Generation returns the generation, for comparing the terms of masters.
