@@ -126,7 +126,7 @@ func (a *Agent) inquire(ctx context.Context, h detector.Judgement) {
 		}
 		a.probeAround(ctx, h.Host, h.WantProbes, h.WantNeighbours, limit)
 	}
-	if h.WantPower {
+	if h.WantPower || a.power.unread(h.Host) {
 		a.readPower(ctx, h.Host)
 	}
 }

@@ -27,10 +27,12 @@ type power struct {
 }
 
 // boot is a host's present boot and since when this agent has known of it; the
-// zero time for the first one.
+// zero time for the first one. Unread says that nothing was asked of its BMC
+// since.
 type boot struct {
-	id    haven.BootID
-	since time.Time
+	id     haven.BootID
+	since  time.Time
+	unread bool
 }
 
 type reading struct {
@@ -76,9 +78,24 @@ func (p *power) booted(host haven.HostID, id haven.BootID, now time.Time) {
 	case old.id == "":
 		p.boots[host] = boot{id: id}
 	default:
-		p.boots[host] = boot{id, now}
+		p.boots[host] = boot{id, now, true}
 		delete(p.readings, host)
 	}
+}
+
+// unread says, once for each new boot, that the host's power is to be read: the
+// next background reading may be a minute away, and a BMC that said on while
+// the host lives is one to trust.
+func (p *power) unread(host haven.HostID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.boots[host]
+	was := b.unread
+	b.unread = false
+	if was {
+		p.boots[host] = b
+	}
+	return was
 }
 
 // take records a reading that succeeded.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/election"
@@ -94,6 +95,9 @@ func (a *Agent) operatorRoutes() []api.Route {
 	}
 }
 
+// askMasterTimeout bounds how long an operator's question waits for the master.
+const askMasterTimeout = 2 * time.Second
+
 // atMaster answers from the master, who alone knows everything. An agent that
 // cannot reach it answers from its own copy of the ledger, and says so in the
 // Haven-Stale header's place: the stale field of the status.
@@ -104,7 +108,11 @@ func (a *Agent) atMaster(serve func(stale bool) (any, error)) func(context.Conte
 		}
 		if master, ok := a.master(); ok && master != a.d.Host && c.From == "" {
 			var answer json.RawMessage
-			err := a.client.Get(ctx, master, c.URI(), &answer)
+			// The master may have died a moment ago: what is known here, and
+			// marked as old, is worth more than an answer that never comes.
+			ask, cancel := context.WithTimeout(ctx, askMasterTimeout)
+			err := a.client.Get(ask, master, c.URI(), &answer)
+			cancel()
 			if err == nil {
 				return answer, nil
 			}
