@@ -49,15 +49,15 @@ type Options struct {
 	// MemoryMiB is what each machine has.
 	MemoryMiB uint64
 	// OnEvent is told what really happens. It must not call back.
-	OnEvent func(text string)
+	OnEvent func(world.Event)
 	// Log makes the logger of one host.
 	Log func(host haven.HostID) *slog.Logger
 }
 
 // Ports of the agents, on each machine's own address.
 const (
-	gossipPort = 7946
-	apiPort    = 7947
+	GossipPort = 7946
+	APIPort    = 7947
 	bmcPort    = 6623
 )
 
@@ -86,9 +86,13 @@ type Host struct {
 	creds *pki.Credentials
 	hung  atomic.Pointer[chan struct{}] // storage hangs until it is closed
 
+	booting sync.Mutex // one boot at a time
+
 	mu     sync.Mutex
 	agent  *life
 	helper *life
+	dying  []*life // of an earlier boot; they still hold ports and files
+	losses int     // of power, counted
 	lives  int
 	cut    bool // off the network by a fault, not by power
 }
@@ -109,7 +113,7 @@ func (l *life) end() {
 
 // New builds the cluster and powers every machine on.
 func New(opts Options) (c *Cluster, err error) {
-	c = &Cluster{World: world.New(opts.OnEvent), Net: loopnet.New(), opts: opts}
+	c = &Cluster{World: world.Observed(opts.OnEvent), Net: loopnet.New(), opts: opts}
 	defer func() {
 		if err != nil {
 			c.Close()
@@ -192,11 +196,12 @@ heartbeat:
 detection: {start_up_grace: 3s}
 fencing:
   action: off
+  check_interval: 10s
   levels: [[bmc]]
   devices: {bmc: {driver: ipmi, port: %[5]d, username: haven, password_file: %[1]s/bmc.password}}
 restart: {memory_reserve_mib: 256}
 hosts:
-`, dir, len(c.hosts)/2+1, gossipPort, apiPort, bmcPort)
+`, dir, len(c.hosts)/2+1, GossipPort, APIPort, bmcPort)
 	for _, h := range c.hosts {
 		bmc := netip.MustParseAddrPort(c.bmcAddr(h)).Addr()
 		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s}}}}\n", h.ID, h.Addr, bmc)
@@ -244,7 +249,7 @@ func (c *Cluster) Client() (*client.Client, error) {
 		if h == nil {
 			return "", false
 		}
-		return netip.AddrPortFrom(h.Addr, apiPort).String(), true
+		return netip.AddrPortFrom(h.Addr, APIPort).String(), true
 	})), nil
 }
 
@@ -287,14 +292,25 @@ func (h *Host) PowerOff() {
 
 // boot starts what a machine starts when it boots: the helper and the agent.
 func (h *Host) boot() error {
-	if on, _ := h.Machine.On(); on {
-		return nil
-	}
-	h.Machine.PowerOn()
+	h.booting.Lock()
+	defer h.booting.Unlock()
 	h.mu.Lock()
-	cut := h.cut
+	dying, losses := h.dying, h.losses
+	h.dying = nil
 	h.mu.Unlock()
-	h.c.Net.Cut(h.Addr, cut)
+	for _, l := range dying {
+		<-l.ended
+	}
+	h.mu.Lock()
+	again := h.losses != losses
+	if !again {
+		h.Machine.PowerOn()
+		h.c.Net.Cut(h.Addr, h.cut)
+	}
+	h.mu.Unlock()
+	if again {
+		return nil // The power went again meanwhile.
+	}
 	if err := h.startHelper(); err != nil {
 		return err
 	}
@@ -303,27 +319,41 @@ func (h *Host) boot() error {
 
 // powerLost ends everything on a machine at once, without a word.
 func (h *Host) powerLost() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.losses++
 	h.c.Net.Cut(h.Addr, true)
 	h.Machine.PowerOff()
-	h.mu.Lock()
-	a, p := h.agent, h.helper
-	h.agent, h.helper = nil, nil
-	h.mu.Unlock()
 	// Ending takes a moment in which the machine is cut off and powerless: to
 	// the others it is gone already.
-	h.c.wg.Go(a.end)
-	h.c.wg.Go(p.end)
+	for _, l := range []*life{h.agent, h.helper} {
+		if l != nil {
+			l.stop()
+			h.dying = append(h.dying, l)
+		}
+	}
+	h.agent, h.helper = nil, nil
 }
 
 // CutNetwork pulls the machine's management network cable, or puts it back.
 func (h *Host) CutNetwork(cut bool) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.cut = cut
-	h.mu.Unlock()
 	if on, _ := h.Machine.On(); on {
 		h.c.Net.Cut(h.Addr, cut)
 	}
 }
+
+// NetworkCut says whether the machine's cable is pulled.
+func (h *Host) NetworkCut() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cut
+}
+
+// StoreHangs says whether the machine's storage hangs.
+func (h *Host) StoreHangs() bool { return h.hung.Load() != nil }
 
 // HangStore makes the machine's storage hang, or answer again.
 func (h *Host) HangStore(hang bool) {
@@ -369,9 +399,9 @@ func (h *Host) AgentRuns() bool {
 
 // StartAgent starts the agent of a machine that has power.
 func (h *Host) StartAgent() error {
-	on, boot := h.Machine.On()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	on, boot := h.Machine.On() // Power that goes from here on finds the agent.
 	if !on || h.agent != nil {
 		return nil
 	}
@@ -446,9 +476,12 @@ func (c *Cluster) fences() (map[haven.HostID][][]agent.FenceDevice, error) {
 // startHelper starts what stands for the host helper: a process beside the
 // agent with a beat of its own.
 func (h *Host) startHelper() error {
-	_, boot := h.Machine.On()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	on, boot := h.Machine.On()
+	if !on || h.helper != nil {
+		return nil
+	}
 	h.lives++
 	child, err := h.c.child(filepath.Join(h.c.opts.Dir, "store"))
 	if err != nil {
@@ -480,7 +513,7 @@ func (h *Host) askHelper(ctx context.Context, id haven.HostID) (haven.Tri, strin
 	if other == nil {
 		return haven.Unknown, "no such host"
 	}
-	conn, err := h.c.Net.Stack(h.Addr).DialContext(ctx, "tcp", netip.AddrPortFrom(other.Addr, apiPort).String())
+	conn, err := h.c.Net.Stack(h.Addr).DialContext(ctx, "tcp", netip.AddrPortFrom(other.Addr, APIPort).String())
 	if err == nil {
 		err = conn.Close()
 	}

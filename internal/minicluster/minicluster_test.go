@@ -29,7 +29,7 @@ func start(t *testing.T, hosts int) *minicluster.Cluster {
 	c, err := minicluster.New(minicluster.Options{
 		Hosts: hosts, Dir: t.TempDir(), StoreChild: []string{"/proc/self/exe", "store-child"},
 		Net: [2]byte{byte(os.Getpid() >> 8), byte(os.Getpid())}, MemoryMiB: 8192,
-		OnEvent: func(text string) { fmt.Fprintf(w, "%7.3f WORLD %s\n", time.Since(begun).Seconds(), text) },
+		OnEvent: func(e world.Event) { fmt.Fprintf(w, "%7.3f WORLD %s\n", time.Since(begun).Seconds(), e.Text) },
 		Log: func(host haven.HostID) *slog.Logger {
 			return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("self", host)
 		},
