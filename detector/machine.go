@@ -51,6 +51,8 @@ type hostState struct {
 	net      moment        // last sign of life of its agent on the network
 	helper   moment        // … of its helper or network stack, by net or beat
 	life     moment        // … on any path
+	boot     haven.BootID  // the newest that registered
+	bootAt   moment        // when that was seen, if another one was known before
 	expected bool          // its direct words were due at the last Step
 	due      time.Duration // since when they are
 	alive    moment        // since when its agent has lived on the network without a break
@@ -122,6 +124,12 @@ func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 	*s = sight{view: v, h: h, st: st}
 	s.look()
 	newLife := s.remember()
+	if st.boot != h.Boot {
+		if st.boot != "" {
+			st.bootAt = moment{true, s.now}
+		}
+		st.boot = h.Boot
+	}
 	if !s.agentFresh {
 		st.alive = moment{}
 	} else if !st.alive.ok {

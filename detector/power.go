@@ -186,8 +186,13 @@ func (s *sight) beatsOld(guid bool) string {
 
 // contradicted says whether life showed well after enough offs, and whether it
 // was of the very boot the offs were about. Words that were under way while the
-// power went are late by less than the margin.
+// power went are late by less than the margin. Offs that were read before the
+// present boot registered were about the one before, and life of the present one
+// does not contradict them.
 func (s *sight) contradicted(lastOn moment) (against, sameBoot bool) {
+	if s.st.bootAt.ok {
+		lastOn.raise(s.st.bootAt.at)
+	}
 	var full moment
 	for i := range s.h.Power {
 		if r := &s.h.Power[i]; s.counts(r, lastOn) {

@@ -461,8 +461,8 @@ func TestWantsAreBounded(t *testing.T) {
 	w := testWorld(t, nil)
 	w.host("c").group = 7
 	w.pass(time.Hour)
-	// 3 neighbours and 3 kinds every 2 s; 30 s at 2 s, 270 s at 5 s, then 30 s.
-	if w.probes > 9*1850 || w.reads > 15+54+111+2 || w.reads < 100 {
+	// 3 neighbours and 3 kinds every 1.5 s; 30 s at 2 s, 270 s at 5 s, then 30 s.
+	if w.probes > 9*2450 || w.reads > 15+54+111+2 || w.reads < 100 {
 		t.Errorf("%d probes, %d BMC readings in an hour", w.probes, w.reads)
 	}
 }
@@ -512,6 +512,31 @@ func TestValidate(t *testing.T) {
 		}
 		if _, err := New(c); err == nil {
 			t.Errorf("%s: a machine was made", name)
+		}
+	}
+}
+
+// TestReturnSoonAfterOff: a host that was proved off and boots anew within the
+// time in which the readings of off still count is no contradiction, and its BMC
+// told the truth (P2).
+func TestReturnSoonAfterOff(t *testing.T) {
+	w := testWorld(t, nil)
+	c := w.host("c")
+	c.power, c.agent, c.helper = false, false, false
+	w.pass(3 * time.Second)
+	if j := w.judgement("c"); j.Verdict != haven.VerdictDead {
+		t.Fatalf("after the power cut: %s, %s", j.Verdict, j.Why)
+	}
+	c.proved = true
+	c.power, c.agent, c.helper, c.boot = true, true, true, 2
+	for range 100 {
+		w.pass(100 * time.Millisecond)
+		j := w.judgement("c")
+		if j.Distrust {
+			t.Fatalf("its BMC is distrusted at %s for what it said of the boot before", w.now)
+		}
+		if j.Verdict == haven.VerdictHealthy && j.Hold.Reason == haven.HoldContradiction {
+			t.Fatalf("held at %s: %s", w.now, j.Hold.Detail)
 		}
 	}
 }

@@ -18,7 +18,9 @@ func (s *sight) want(j *Judgement) {
 	switch j.Verdict {
 	case haven.VerdictIsolated, haven.VerdictPartitioned, haven.VerdictAgentDown,
 		haven.VerdictUnreachable, haven.VerdictStopped, haven.VerdictShutdown:
-		every = max(s.cfg.Round, s.cfg.Silence/4) // Nothing waits for a round there.
+		// Nothing waits for a round there, but the answers that such a verdict
+		// rests on must not grow stale between two looks.
+		every = max(s.cfg.Round, min(s.cfg.Silence/4, s.cfg.ProbeFresh*3/4))
 	case haven.VerdictUnknown, haven.VerdictHealthy, haven.VerdictSuspect,
 		haven.VerdictStorageLost, haven.VerdictFailed, haven.VerdictDead:
 	}
