@@ -61,9 +61,8 @@ type site struct {
 // options change what newSite builds. Without them everything is as shipped, but
 // for the start-up grace: minutes of waiting would prove nothing more.
 type options struct {
-	hosts  int
-	config string // more top-level sections of the configuration
-	detect string // more keys of detection
+	hosts   int
+	fencing string // one more key of the section fencing
 }
 
 // newSite builds a lab with a cluster of Haven on it and waits until it is whole.
@@ -119,14 +118,14 @@ api: {ca_file: /etc/haven/ca.pem, cert_file: /etc/haven/host.pem, key_file: /etc
 helper: {cert_file: /etc/haven/host.pem, key_file: /etc/haven/host.key, username: haven, password_file: /etc/haven/helper.password}
 log: {level: debug}
 heartbeat: {stores: [{name: nfs1, type: dir, path: /srv/.haven}]}
-detection: {start_up_grace: 3s%s}
+detection: {start_up_grace: 3s}
 fencing:
   action: off
   levels: [[bmc]]
   devices: {bmc: {driver: ipmi}}
-%s
+  %s
 hosts:
-`, o.detect, o.config)
+`, o.fencing)
 	for _, h := range infos {
 		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s, username: %s, password_file: /etc/haven/bmc-%s.password}}}}\n",
 			h.Name, h.Address, h.BMCAddress, h.BMCUser, h.Name)
