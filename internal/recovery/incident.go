@@ -17,6 +17,11 @@ func (m *Machine) host(s *ledger.State, h *ledger.Host) {
 	} else if m.healthy[h.ID].IsZero() {
 		m.healthy[h.ID] = m.now
 	}
+	if !trouble(view.Verdict) {
+		delete(m.troubled, h.ID)
+	} else if m.troubled[h.ID].IsZero() {
+		m.troubled[h.ID] = m.now
+	}
 	in := s.Incidents[h.Incident]
 	if in == nil {
 		if judged && !h.ProvedDead() {
@@ -47,15 +52,15 @@ func (m *Machine) settleAll(s *ledger.State) {
 
 // openIncident begins an incident when the verdict deserves one.
 func (m *Machine) openIncident(s *ledger.State, h *ledger.Host, view HostView) {
-	switch view.Verdict {
-	case haven.VerdictHealthy, haven.VerdictUnknown, haven.VerdictStopped, haven.VerdictShutdown:
+	if !trouble(view.Verdict) {
 		return
-	case haven.VerdictDead, haven.VerdictFailed:
-	default:
-		if view.SuspectedFor < m.cfg.ReportAfter {
-			m.wake(m.cfg.ReportAfter - view.SuspectedFor)
-			return
-		}
+	}
+	// A host that lost its storage only is never suspected: its trouble counts
+	// from the first verdict that says so.
+	lasted := max(view.SuspectedFor, m.now.Sub(m.troubled[h.ID]))
+	if !view.Verdict.Actionable() && lasted < m.cfg.ReportAfter {
+		m.wake(m.cfg.ReportAfter - lasted)
+		return
 	}
 	id := m.incidentID(s, h)
 	m.propose(ledger.OpenIncident{
@@ -64,6 +69,17 @@ func (m *Machine) openIncident(s *ledger.State, h *ledger.Host, view HostView) {
 	})
 	m.notice(Notice{Kind: "incident-opened", Alarm: true, Host: h.ID, Incident: id, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
 	m.judge(h, &ledger.Incident{ID: id, Host: h.ID, Boot: h.Boot, Step: haven.StepSuspected, Verdict: view.Verdict}, view)
+}
+
+// trouble says whether a verdict is worth an incident.
+func trouble(v haven.Verdict) bool {
+	switch v {
+	case haven.VerdictHealthy, haven.VerdictUnknown, haven.VerdictStopped, haven.VerdictShutdown:
+		return false
+	case haven.VerdictSuspect, haven.VerdictStorageLost, haven.VerdictIsolated, haven.VerdictPartitioned,
+		haven.VerdictAgentDown, haven.VerdictUnreachable, haven.VerdictFailed, haven.VerdictDead:
+	}
+	return true
 }
 
 // incidentID makes a name that is short enough to be typed: day, time, host.

@@ -184,8 +184,10 @@ type Machine struct {
 	fetched map[string]time.Time
 	blocked map[haven.IncidentID]retry
 	healthy map[haven.HostID]time.Time
-	twice   map[haven.VMID]bool
-	ended   map[haven.IncidentID]int // fence attempts whose end the ledger may not show yet
+	// troubled is since when a host's verdict has been worth an incident.
+	troubled map[haven.HostID]time.Time
+	twice    map[haven.VMID]bool
+	ended    map[haven.IncidentID]int // fence attempts whose end the ledger may not show yet
 
 	now time.Time
 	in  Input
@@ -221,9 +223,9 @@ func New(cfg Config) *Machine {
 		sent:    map[haven.OrderID]time.Time{},
 		fetched: map[string]time.Time{},
 		blocked: map[haven.IncidentID]retry{},
-		healthy: map[haven.HostID]time.Time{},
-		twice:   map[haven.VMID]bool{},
-		ended:   map[haven.IncidentID]int{},
+		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
+		twice: map[haven.VMID]bool{},
+		ended: map[haven.IncidentID]int{},
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/sim/simnet"
 )
 
@@ -193,5 +195,29 @@ func (c *Cluster) HealAll() {
 		h.Machine.Refuse(nil)
 		h.PowerOn()
 		h.StartAgent()
+	}
+}
+
+// Lie makes a machine's BMC say the same whatever is true.
+func (c *Cluster) Lie(h *Host, state haven.PowerState) {
+	c.tell(state != "", h, "its BMC always says "+string(state))
+	h.BMC.change(func(b *BMC) { b.lies = state })
+}
+
+// SlowBoard makes a machine's BMC take its time: for a session, until its word
+// is right, from a command to its effect; and forget some commands.
+func (c *Cluster) SlowBoard(h *Host, session, lag, acts time.Duration, ignores int) {
+	c.tell(true, h, fmt.Sprintf("its BMC takes %s, lags %s, acts after %s and forgets %d commands", session, lag, acts, ignores))
+	h.BMC.change(func(b *BMC) { b.takes, b.lag, b.acts, b.ignores = session, lag, acts, ignores })
+}
+
+// ConfirmDead is an operator who says that a host is off. Only the truth is
+// said.
+func (c *Cluster) ConfirmDead(h *Host) {
+	if h.Boot() != "" {
+		return
+	}
+	if err := c.Operate("/v1/hosts/"+string(h.ID)+"/confirm-dead", client.Act{Reason: "seen with own eyes", Force: true}); err != nil {
+		c.trace.add(Event{At: c.Now(), What: User, Host: h.ID, Text: err.Error()})
 	}
 }

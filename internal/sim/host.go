@@ -115,11 +115,8 @@ func (h *Host) helperUp() bool {
 
 func (h *Host) frozen() bool { return h.ice.Load() != nil }
 
-// Times of a machine.
-const (
-	bootTakes    = 4 * time.Second // from power to the first agent
-	restartAfter = 2 * time.Second // of an agent that ended by itself
-)
+// restartAfter is the pause before an agent that ended by itself starts again.
+const restartAfter = 2 * time.Second
 
 // PowerOff cuts the machine's power. The board keeps its own unless the mains
 // went.
@@ -161,7 +158,7 @@ func (h *Host) PowerOn() {
 	h.mu.Lock()
 	h.boot, h.libHung, h.onAt = boot, false, time.Now()
 	h.mu.Unlock()
-	h.c.After(bootTakes, func() {
+	h.c.After(h.c.s.BootTakes, func() {
 		if h.bootIs(boot) {
 			h.startHelper(boot)
 			h.startAgent(boot)
@@ -233,7 +230,7 @@ func (h *Host) KillAgent() {
 func (h *Host) StartAgent() {
 	h.mu.Lock()
 	h.stopped = false
-	boot, booted := h.boot, time.Since(h.onAt) >= bootTakes
+	boot, booted := h.boot, time.Since(h.onAt) >= h.c.s.BootTakes
 	h.mu.Unlock()
 	if boot != "" && booted { // Else it starts at the end of the boot.
 		h.startAgent(boot)

@@ -17,7 +17,7 @@ const settleWithin = 40 * time.Minute
 // settle heals everything and checks that nothing was forgotten (P7).
 func (c *Cluster) settle() {
 	c.HealAll()
-	c.Sleep(bootTakes + Grace)
+	c.Sleep(c.s.BootTakes + Grace)
 	end := time.Now().Add(settleWithin)
 	missing := ""
 	for time.Now().Before(end) {

@@ -53,6 +53,8 @@ type Scenario struct {
 	Unsettled bool
 	// Config changes the YAML of the configuration.
 	Config func(yaml string) string
+	// BootTakes is the time from power to the first agent, 4 s by default.
+	BootTakes time.Duration
 	// Wrap changes what an agent is given.
 	Wrap func(h *Host, d *agent.Deps)
 	// Logs keeps the agents' logs for the transcript.
@@ -118,6 +120,9 @@ func Play(t *testing.T, s Scenario) (r *Result) {
 	t.Helper()
 	if s.Hosts == 0 {
 		s.Hosts = 3
+	}
+	if s.BootTakes == 0 {
+		s.BootTakes = 4 * time.Second
 	}
 	if s.Stores == 0 {
 		s.Stores = 1
@@ -517,3 +522,89 @@ func (c *Cluster) Operate(path string, act client.Act) error {
 
 // errNotConverged says what is missing at the end.
 var errNotConverged = errors.New("not converged")
+
+// Count says how many events of a kind have happened so far.
+func (c *Cluster) Count(what What) int {
+	c.trace.mu.Lock()
+	defer c.trace.mu.Unlock()
+	n := 0
+	for _, e := range c.trace.events {
+		if e.What == what {
+			n++
+		}
+	}
+	return n
+}
+
+// Once calls do at the first event that matches, as On does.
+func (c *Cluster) Once(match func(Event) bool, do func(Event)) {
+	var once sync.Once
+	var off func()
+	off = c.On(func(e Event) {
+		if match(e) {
+			once.Do(func() {
+				go off()
+				do(e)
+			})
+		}
+	})
+}
+
+// Is matches events of a kind.
+func Is(what What) func(Event) bool { return func(e Event) bool { return e.What == what } }
+
+// Recovered waits until all VMs that a host ran when it failed run elsewhere.
+func (c *Cluster) Recovered(limit time.Duration, vms ...int) bool {
+	return c.Until(fmt.Sprintf("VMs %v running elsewhere", vms), limit, func() bool {
+		ok := true
+		c.Ledger(func(s *ledger.State) {
+			for _, n := range vms {
+				vm := s.VMs[VMID(n)]
+				ok = ok && vm != nil && vm.Phase == ledger.PhaseOwned && vm.Epoch > 1
+			}
+		})
+		for _, n := range vms {
+			ok = ok && len(c.World.RunsOn(VMID(n))) == 1
+		}
+		return ok
+	})
+}
+
+// Calm lets time pass in which no power command may be sent and no VM be started.
+func (c *Cluster) Calm(d time.Duration) {
+	offs, starts := c.Count(BMCOff), c.Count(StartCall)
+	c.Sleep(d)
+	if n := c.Count(BMCOff) - offs; n > 0 {
+		c.check.violate("P4", "%d power commands in a time that asks for none", n)
+	}
+	if n := c.Count(StartCall) - starts; n > 0 {
+		c.check.violate("P4", "%d starts in a time that asks for none", n)
+	}
+}
+
+// Verdict returns what the ledger's open incident says of a host; empty when
+// there is none.
+func (c *Cluster) Verdict(h *Host) (v haven.Verdict) {
+	c.Ledger(func(s *ledger.State) {
+		for _, in := range s.OpenIncidents() {
+			if in.Host == h.ID {
+				v = in.Verdict
+			}
+		}
+	})
+	return v
+}
+
+// Slave returns a hypervisor that is not master.
+func (c *Cluster) Slave() *Host {
+	m := c.Master()
+	for _, h := range c.hosts {
+		if h != m && !h.Witness {
+			return h
+		}
+	}
+	return nil
+}
+
+// N is the number of a host, from 1.
+func (h *Host) N() int { return h.n + 1 }
