@@ -220,6 +220,13 @@ func (m *Machine) ordered(s *ledger.State, vm *ledger.VM) {
 	if !view.Connected && m.now.Sub(m.seen[vm.ID].at) > m.cfg.UnknownAfter {
 		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("order %s is at %s, which does not answer; it stays there until the host answers or is proved dead", o.ID, o.Target)})
 	}
+	if view.Connected && h.State != o.TargetState {
+		// Nobody knows what the agent that had the order began, and a start that
+		// waits in the VM manager shows nowhere. Only the end of the boot, or the
+		// VM itself, settles it.
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("the agent of %s lost the directory in which order %s was written; a start of %s there by hand, or a reboot of the host, ends this", o.Target, o.ID, vm.Name)})
+		return
+	}
 	if last, ok := m.sent[o.ID]; ok && m.now.Sub(last) < sendEvery {
 		m.wake(sendEvery - m.now.Sub(last))
 		return

@@ -50,8 +50,33 @@ func (c *Cluster) operator1() {
 			}
 		}
 	})
+	c.rebootForgetful()
 	for _, id := range distrusted {
 		_ = c.Operate("/v1/hosts/"+string(id)+"/trust-bmc", client.Act{Reason: "the board is the right one"})
+	}
+}
+
+// rebootForgetful reboots hosts whose agent lost its data directory with an order
+// in it: the hold on such a VM asks for that.
+func (c *Cluster) rebootForgetful() {
+	var hosts []haven.HostID
+	c.Ledger(func(s *ledger.State) {
+		for _, vm := range s.VMs {
+			if vm.Phase != ledger.PhaseOrdered || vm.Hold.Reason != haven.HoldOrderUnknown {
+				continue
+			}
+			if h := s.Hosts[vm.Order.Target]; h != nil && h.State != vm.Order.TargetState && h.Boot == vm.Order.TargetBoot {
+				hosts = append(hosts, h.ID)
+			}
+		}
+	})
+	for _, id := range hosts {
+		h := c.Host(id)
+		c.tell(true, h, "is rebooted by an operator")
+		h.powerLost("rebooted")
+		c.Sleep(time.Second)
+		h.PowerOn()
+		c.Sleep(c.s.BootTakes + Grace)
 	}
 }
 
