@@ -236,7 +236,7 @@ func (s *site) killMasterWhen(victim, master *lab.Host, what string, cond func(c
 // TestMasterKilledBetweenOffAndProof: the master dies after it decided the
 // power-off and before the proof is in the ledger. The next one goes on (P7).
 func TestMasterKilledBetweenOffAndProof(t *testing.T) {
-	s := newSite(t, options{hosts: 4})
+	s := newSite(t, options{hosts: 5}) // two dead voters of five leave a quorum
 	master := s.master()
 	victim := s.slave()
 	guests := s.guests(victim, "a", "b")
@@ -258,7 +258,7 @@ func TestMasterKilledBetweenOffAndProof(t *testing.T) {
 // TestMasterKilledBetweenOrderAndReport: the master dies when the order is out
 // and nothing was heard of it yet. Nothing is started twice (P1, P7).
 func TestMasterKilledBetweenOrderAndReport(t *testing.T) {
-	s := newSite(t, options{hosts: 4})
+	s := newSite(t, options{hosts: 5}) // two dead voters of five leave a quorum
 	master := s.master()
 	victim := s.slave()
 	guests := s.guests(victim, "a", "b")
