@@ -70,7 +70,7 @@ func (c *Config) setTimes(p Profile) {
 		b.Interval, b.StaleAfter, b.IOTimeout = 500*ms, 2*s, 1*s
 		d.ReportInterval, d.SuspectAfter, d.Silence = 250*ms, 600*ms, 2500*ms
 		d.Rounds, d.RoundInterval, d.ProbeTimeout = 3, 500*ms, 500*ms
-		d.OffReadingGap, d.StartUpGrace = 300*ms, 30*s
+		d.OffReadingGap, d.StartUpGrace = 300*ms, time.Minute
 	case ProfileCalm:
 		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 1*s, 500*ms, 6, 200*ms
 		r.Heartbeat, r.Election, r.Lease, r.Commit = 2*s, 2*s, 1500*ms, 500*ms
@@ -84,6 +84,6 @@ func (c *Config) setTimes(p Profile) {
 		b.Interval, b.StaleAfter, b.IOTimeout = 1*s, 4*s, 2*s
 		d.ReportInterval, d.SuspectAfter, d.Silence = 500*ms, 1*s, 8*s
 		d.Rounds, d.RoundInterval, d.ProbeTimeout = 3, 1*s, 1*s
-		d.OffReadingGap, d.StartUpGrace = 300*ms, 60*s
+		d.OffReadingGap, d.StartUpGrace = 300*ms, 2*time.Minute
 	}
 }
