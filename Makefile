@@ -46,7 +46,7 @@ LAB_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<lab\>' . 2>/d
 
 .PHONY: lab
 lab: packages build ## scenarios on real libvirtd, QEMU, BMCs and storage, as root
-	CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -v ./test/lab/... $(LAB_TESTS)
+	CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -v ./test/lab/... $(LAB_TESTS) ./test/scenarios
 
 .PHONY: sim
 sim: ## the simulator: SEEDS=20 clusters with faults, in virtual time
