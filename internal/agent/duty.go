@@ -12,6 +12,7 @@ import (
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
+	"github.com/haven-ha/haven/storagebeat"
 )
 
 // Bounds of the master's calls.
@@ -186,11 +187,12 @@ func packEntry(cmds []ledger.Command) (int, []byte, error) {
 func (a *Agent) recoveryInput(m *mastery) recovery.Input {
 	in := recovery.Input{Now: time.Now(), Self: a.d.Host, Term: m.term, Hosts: map[haven.HostID]recovery.HostView{}}
 	j := a.judgement.Load()
+	snaps := a.snapshots() // once for all hosts: each is the work of all hosts
 	for _, h := range j.out.Holds {
 		in.Brakes = append(in.Brakes, a.holdOf(h))
 	}
 	for _, h := range j.out.Hosts {
-		in.Hosts[h.Host] = a.hostView(in.Now, h)
+		in.Hosts[h.Host] = a.hostView(in.Now, h, snaps)
 	}
 	for {
 		select {
@@ -211,7 +213,7 @@ func (a *Agent) holdOf(h detector.Hold) haven.Hold {
 }
 
 // hostView turns a judgement and a report into the machine's view of a host.
-func (a *Agent) hostView(now time.Time, h detector.Judgement) recovery.HostView {
+func (a *Agent) hostView(now time.Time, h detector.Judgement, snaps []storagebeat.Snapshot) recovery.HostView {
 	v := recovery.HostView{
 		Verdict: h.Verdict, Explanation: h.Why, Evidence: h.Evidence, Hold: a.holdOf(h.Hold), Leave: h.Left,
 	}
@@ -227,7 +229,7 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement) recovery.HostView 
 			v.Leave = rep.Leaving
 		}
 	}
-	v.Beat = a.beatList(now, h.Host)
+	v.Beat = a.beatList(now, h.Host, snaps)
 	return v
 }
 
@@ -248,9 +250,9 @@ func (a *Agent) connectedFor() time.Duration {
 }
 
 // beatList is the freshest complete list of VMs in the host's beats.
-func (a *Agent) beatList(now time.Time, host haven.HostID) recovery.BeatList {
+func (a *Agent) beatList(now time.Time, host haven.HostID, snaps []storagebeat.Snapshot) recovery.BeatList {
 	var best recovery.BeatList
-	for _, snap := range a.snapshots() {
+	for _, snap := range snaps {
 		hv := snap.Host(host)
 		for _, v := range []struct {
 			moving haven.Tri
