@@ -49,9 +49,12 @@ type Config struct {
 	// be restored. A state that it lets pass must not fail in FSM.Restore.
 	PrepareRestore func(operator string, state []byte) ([]byte, error)
 
-	// Heartbeat is Raft's heartbeat, election and lease timeout in one: 1 s.
-	// A stall of the leader longer than it costs a change of master.
-	Heartbeat time.Duration
+	// Heartbeat is how long a voter waits for the leader: 1 s. Election is how
+	// long an election may be without a winner, at least Heartbeat, and Lease how
+	// long a leader goes on without a majority, at most Heartbeat. Both are
+	// Heartbeat when zero.
+	// A stall of the leader longer than the lease costs a change of master.
+	Heartbeat, Election, Lease time.Duration
 	// CommitTimeout is how often the leader tells an idle follower what is
 	// committed: 200 ms.
 	CommitTimeout time.Duration
@@ -76,6 +79,8 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	def(&c.Heartbeat, time.Second)
+	def(&c.Election, c.Heartbeat)
+	def(&c.Lease, c.Heartbeat)
 	def(&c.CommitTimeout, 200*time.Millisecond)
 	def(&c.RPCTimeout, 3*time.Second)
 	def(&c.CheckEvery, time.Second)
@@ -97,6 +102,9 @@ func (c Config) check() error {
 	if c.Cluster == "" || c.Address == "" || c.Log == nil {
 		return errors.New("cluster, address and log must be set")
 	}
+	if c.Election < c.Heartbeat || c.Lease > c.Heartbeat {
+		return fmt.Errorf("lease %s, heartbeat %s and election %s must be in this order", c.Lease, c.Heartbeat, c.Election)
+	}
 	if c.CheckDeadline < 2*c.Heartbeat {
 		return fmt.Errorf("the self-check's deadline (%s) must be at least two leases (%s)", c.CheckDeadline, c.Heartbeat)
 	}
@@ -106,7 +114,7 @@ func (c Config) check() error {
 func (c Config) raft(id ServerID) *raft.Config {
 	r := raft.DefaultConfig()
 	r.LocalID = raft.ServerID(id)
-	r.HeartbeatTimeout, r.ElectionTimeout, r.LeaderLeaseTimeout = c.Heartbeat, c.Heartbeat, c.Heartbeat
+	r.HeartbeatTimeout, r.ElectionTimeout, r.LeaderLeaseTimeout = c.Heartbeat, c.Election, c.Lease
 	r.CommitTimeout = c.CommitTimeout
 	r.SnapshotThreshold, r.SnapshotInterval, r.TrailingLogs = c.SnapshotThreshold, c.SnapshotInterval, c.TrailingLogs
 	r.ShutdownOnRemove = false // A server that lost its vote stays, idle, and may get it back.

@@ -146,7 +146,7 @@ func (a *Agent) electionConfig(self config.Host) election.Config {
 		Cluster: a.cfg.Cluster, Host: a.d.Host, Log: a.d.Log,
 		Address:   netip.AddrPortFrom(self.Address, uint16(a.cfg.API.Port)).String(),
 		AddressOf: a.apiAddress, LedgerSeen: a.ledgerSeen,
-		Heartbeat: a.cfg.Raft.Heartbeat, CommitTimeout: a.cfg.Raft.Commit,
+		Heartbeat: a.cfg.Raft.Heartbeat, Election: a.cfg.Raft.Election, Lease: a.cfg.Raft.Lease, CommitTimeout: a.cfg.Raft.Commit,
 	}
 }
 
