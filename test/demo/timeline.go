@@ -122,7 +122,7 @@ func (r *recovering) timeline() timeline {
 		}
 	}
 	if in := r.incident; in.ID != "" {
-		t.lines = append(t.lines, line{at: in.SuspectedAt, who: "suspected", what: string(in.Host) + " has gone silent"})
+		t.lines = append(t.lines, line{at: in.SuspectedAt, who: "suspected", what: "a path of " + string(in.Host) + " showed no life"})
 		for _, e := range in.Timeline {
 			t.lines = append(t.lines, entryLine(in, e))
 		}

@@ -219,7 +219,7 @@ function renderStatus() {
 const termOf = (term) => (term ? `${term.generation}.${term.term}` : "unknown");
 
 function path(view) {
-  return el("td", null, word(view.state), view.age_ms ? el("span", { class: "dim small" }, " " + age(view.age_ms)) : "",
+  return el("td", null, word(view.state), view.age_ms ? [" ", el("span", { class: "dim small age" }, age(view.age_ms))] : "",
     view.why && el("div", { class: "dim small" }, view.why));
 }
 
@@ -227,9 +227,9 @@ function renderHosts() {
   const heads = ["Host", "Verdict", "Network", "Storage", "Helper", "Power", "VMs"];
   if (state.demo) heads.push("Break or mend");
   show("hosts", table("Hosts and what is known of them", heads, state.hosts.map((host) => el("tr", { "data-key": host.host },
-    el("th", { scope: "row" }, host.host, host.host === (state.status || {}).master && el("span", { class: "dim" }, " master"),
-      el("div", { class: "dim small" }, host.address, host.zone && ", zone " + host.zone, host.role !== "hypervisor" && ", " + host.role)),
-    el("td", { class: "why" }, word(host.verdict), el("span", { class: "dim small" }, " " + age(host.verdict_age_ms)),
+    el("th", { scope: "row" }, host.host, host.host === (state.status || {}).master && el("span", { class: "light dim" }, " master"),
+      el("div", { class: "light dim small" }, host.address, host.zone && ", zone " + host.zone, host.role !== "hypervisor" && ", " + host.role)),
+    el("td", { class: "why" }, word(host.verdict), " ", el("span", { class: "dim small age" }, age(host.verdict_age_ms)),
       el("div", { class: "small" }, host.explanation),
       host.refuses && el("div", { class: "small warn" }, "takes no VMs: " + host.refuses),
       (host.missing || []).map((text) => el("div", { class: "small warn" }, "missing: " + text)),
@@ -238,7 +238,7 @@ function renderHosts() {
       host.evidence && host.verdict !== "healthy" && evidence(host.evidence, "evidence-" + host.host)),
     path(host.network), path(host.storage), path(host.helper), path(host.power),
     el("td", { class: "number" }, host.vms,
-      el("div", { class: "dim small" }, `${host.load.memory_free_mib} of ${host.load.memory_mib} MiB free`)),
+      el("div", { class: "dim small age" }, `${host.load.memory_free_mib} MiB free`), el("div", { class: "dim small age" }, `of ${host.load.memory_mib} MiB`)),
     state.demo && el("td", null, faults(host)),
   ))));
 }
@@ -290,7 +290,7 @@ function incidentBody(incident) {
   const lines = (incident.timeline || []).map((entry, i) => ({
     at: Date.parse(entry.at), who: entry.by, step: entry.step, what: entry.what, key: "t" + i, evidence: entry.evidence,
   }));
-  if (incident.suspected_at) lines.push({ at: zero, who: "", step: "suspicion", what: `${incident.host} has gone silent`, key: "s" });
+  if (incident.suspected_at) lines.unshift({ at: zero, who: "", step: "suspicion", what: "a path showed no life", key: "s" });
   for (const vm of incident.vms || []) {
     if (vm.ordered_at) lines.push({ at: Date.parse(vm.ordered_at), who: "", step: "order", what: `${vm.name} to ${vm.owner}, epoch ${vm.epoch}`, key: "o" + vm.vm });
     if (vm.reported_at) lines.push({ at: Date.parse(vm.reported_at), who: vm.owner, step: "report", what: `${vm.name}: ${vm.status} ${vm.explanation || ""}`, key: "r" + vm.vm });
@@ -314,7 +314,7 @@ function renderVMs() {
       el("td", null, vm.protected ? word(vm.phase) : el("span", { class: "dim" }, "not protected"), vm.order && el("span", { class: "dim small" }, " order " + vm.order)),
       el("td", { class: "number" }, vm.epoch || ""),
       el("td", { class: "number" }, vm.memory_mib + " MiB"),
-      el("td", { class: "why small" }, vm.why, vm.hold && el("span", { class: "warn" }, `held, ${vm.hold.reason}: ${vm.hold.detail}`)),
+      el("td", { class: "why small" }, vm.why && el("div", null, vm.why), vm.hold && el("div", { class: "warn" }, `held, ${vm.hold.reason}: ${vm.hold.detail}`)),
       state.demo && vmTruth(vm)))));
 }
 
