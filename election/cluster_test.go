@@ -499,6 +499,35 @@ func TestVoteNeedsPromise(t *testing.T) {
 	})
 }
 
+// A round that was taken back begins nothing, even when its promises are there.
+func TestBeginNeedsItsRound(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, 3, nil)
+		c.hosts[0].start()
+		n := c.hosts[0].node
+		if err := n.Promises().propose(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		held, _ := n.Promises().Held()
+		voters := []Server{{ID: n.ServerID(), Address: "10.0.0.1:7947"}}
+		if n.Promises().Withdrawn(held) {
+			t.Fatal("a live round is said to be over")
+		}
+		if _, err := n.Promises().ResetPromise(t.Context(), "ann"); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Promises().propose(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.begin(t.Context(), held, voters); !errors.Is(err, errRoundOver) || n.HasLedger() {
+			t.Fatalf("begun in an old round: %v", err)
+		}
+		if now, _ := n.Promises().Held(); now.Round <= held.Round || !n.Promises().Withdrawn(held) {
+			t.Fatalf("round %d after round %d", now.Round, held.Round)
+		}
+	})
+}
+
 // An operator saves the state and restores it later, into the same cluster.
 func TestSaveAndRestore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
