@@ -69,7 +69,7 @@ var owners = map[string][]string{
 	"libvirt.org/go/libvirtxml":               {"vmrestart/libvirt"},
 	"github.com/bougou/go-ipmi":               {"fencing/ipmi", "fencing/ipmi/ipmitest", "test/lab/gobmc"}, // driver; boards to try it on
 	"go.yaml.in/yaml/v4":                      {"internal/config"},
-	"github.com/spf13/cobra":                  {"internal/cli"},
+	"github.com/spf13":                        {"internal/cli"}, // cobra and its flags
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},

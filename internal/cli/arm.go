@@ -45,7 +45,8 @@ func (a *app) arm() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "arm", Short: "Switch recovery on again", Args: cobra.NoArgs,
 		Long: `Switch recovery on again after 'haven disarm'. What was held meanwhile goes on
-at once: hosts that are failed now will be fenced and their VMs started elsewhere.`,
+at once: hosts that are failed now will be fenced, and their VMs started
+elsewhere.`,
 		Example: "  haven hosts\n  haven arm --reason \"switch replaced\"",
 	}
 	f := a.act(cmd, "why, for the record")

@@ -199,6 +199,11 @@ func (s *session) get(path string) (json.RawMessage, error) {
 func (s *session) post(path string, act client.Act) (json.RawMessage, error) {
 	var doc json.RawMessage
 	if err := s.client.Post(s.ctx, s.host, path, act, &doc); err != nil {
+		_, answered := errors.AsType[*client.Error](err)
+		op, _ := errors.AsType[*net.OpError](err)
+		if sent := op == nil || op.Op != "dial"; sent && !answered {
+			return nil, exitError{ExitUnreachable, fmt.Errorf("whether it was done is not known, look before you ask again: %w", s.explain(err))}
+		}
 		return nil, s.explain(err)
 	}
 	return doc, nil
@@ -206,8 +211,7 @@ func (s *session) post(path string, act client.Act) (json.RawMessage, error) {
 
 // explain says what an error means for the operator, and gives it its exit code.
 func (s *session) explain(err error) error {
-	var answer *client.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[*client.Error](err); ok {
 		switch answer.Status {
 		case http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusPreconditionFailed:
 			return exitError{ExitRefused, answer}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +47,9 @@ func (a *app) showIncident(in client.Incident) {
 	if in.Hold.Reason != "" {
 		a.field("Held", a.hold(in.Hold))
 	}
+	if !in.SuspectedAt.IsZero() {
+		a.field("Suspected", in.SuspectedAt.UTC().Format(clock))
+	}
 	a.field("Opened", fmt.Sprintf("%s, %s ago", in.OpenedAt.UTC().Format(clock), ago(a.Now().Sub(in.OpenedAt))))
 	if !in.ClosedAt.IsZero() {
 		a.field("Closed", fmt.Sprintf("%s, after %s", in.ClosedAt.UTC().Format(clock), precise(in.ClosedAt.Sub(zero))))
@@ -56,11 +61,25 @@ func (a *app) showIncident(in client.Incident) {
 	a.showFencing(in, zero)
 	a.showIncidentVMs(in, zero)
 	a.printf("\nTime line from %s\n", zero.UTC().Format(clock))
+	var shown [][]haven.Evidence
+	if in.Proof != nil {
+		shown = append(shown, in.Proof.Evidence)
+	}
 	for _, e := range in.Timeline {
-		a.wrapped("", fmt.Sprintf("%9s  %-10s  %s: %s", since(zero, e.At), e.Step, e.By, e.What))
-		a.evidence("             ", e.Evidence)
+		a.hanging(fmt.Sprintf("%9s  %-10s  ", since(zero, e.At), e.Step), fmt.Sprintf("%s: %s", e.By, e.What))
+		indent := strings.Repeat(" ", evidenceIndent)
+		// One judgement often leads to several steps; its evidence is shown once.
+		if len(e.Evidence) > 0 && slices.ContainsFunc(shown, func(s []haven.Evidence) bool { return slices.Equal(s, e.Evidence) }) {
+			a.wrapped(indent, "on the same evidence as above")
+			continue
+		}
+		a.evidence(indent, e.Evidence)
+		shown = append(shown, e.Evidence)
 	}
 }
+
+// evidenceIndent puts evidence a little to the right of what rests on it.
+const evidenceIndent = 25
 
 // begin is the moment from which times count.
 func begin(in client.Incident) time.Time {
@@ -85,13 +104,13 @@ func (a *app) showFencing(in client.Incident, zero time.Time) {
 		return
 	}
 	a.printf("\nPower-downs\n")
-	t := newTable("  #", "ACTION", "BY", "BEGUN", "TOOK", "PROVED")
+	t := newTable("#", "ACTION", "BY", "BEGUN", "TOOK", "PROVED")
 	for _, f := range in.Attempts {
 		end := "under way"
 		if !f.EndedAt.IsZero() {
 			end = precise(f.EndedAt.Sub(f.BegunAt))
 		}
-		t.row([]string{fmt.Sprintf("%3d", f.N), string(f.Action), string(f.By), since(zero, f.BegunAt), end, yesNo(f.Proved)}, labelled("  says", f.Detail))
+		t.row([]string{fmt.Sprint(f.N), string(f.Action), string(f.By), since(zero, f.BegunAt), end, yesNo(f.Proved)}, f.Detail)
 	}
 	a.show(t)
 }
@@ -135,7 +154,7 @@ func since(zero, t time.Time) string {
 // precise says how long something took.
 func precise(d time.Duration) string {
 	if d < time.Minute {
-		return fmt.Sprintf("%.1fs", d.Seconds())
+		return fmt.Sprintf("%.2fs", d.Seconds())
 	}
 	return d.Round(time.Second).String()
 }

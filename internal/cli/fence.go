@@ -29,8 +29,8 @@ func (a *app) fenceConfirm() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "confirm HOST --reason WHY", Short: "Say by name that a host is off, when no device can prove it", Args: cobra.ExactArgs(1),
 		Long: `Say that a host is off. This is a proof like that of a BMC: its VMs are started
-elsewhere at once. Look at the machine first. If it still runs, its VMs run twice
-and destroy their disks.
+elsewhere at once. Look at the machine first. If it still runs, its VMs run
+twice and destroy their disks.
 
 It is refused while anything shows that the host lives; --force overrules that.
 It shows what the cluster knows of the host and asks for the host's name before

@@ -16,9 +16,9 @@ func (a *app) hostRelease() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "release HOST", Short: "After a restore of the ledger: do not wait for this host", Args: cobra.ExactArgs(1),
 		Long: `After the ledger was restored, nothing is started until each host has reported
-what runs on it, is proved dead, or is released by name. Release a host only when
-you know that none of the cluster's VMs runs on it: Haven will take your word.
-It is for admins.`,
+what runs on it, is proved dead, or is released by name. Release a host only
+when you know that none of the cluster's VMs runs on it: Haven will take your
+word. It is for admins.`,
 		Example: "  haven host release kvm-03 --reason \"scrapped last month\"",
 	}
 	f := a.act(cmd, "why, for the record")

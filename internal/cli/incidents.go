@@ -35,10 +35,10 @@ func (a *app) showIncidents(all []client.Incident) {
 	a.show(t)
 }
 
-// took says how long a closed incident was open.
+// took says how long a closed incident took, from the first suspicion.
 func took(in client.Incident) string {
 	if in.Step != haven.StepClosed || in.ClosedAt.IsZero() {
 		return ""
 	}
-	return precise(in.ClosedAt.Sub(in.OpenedAt))
+	return precise(in.ClosedAt.Sub(begin(in)))
 }

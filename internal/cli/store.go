@@ -95,14 +95,14 @@ func (f *storeFlags) with(ctx context.Context, path, cluster string, do func(con
 func (a *app) storeInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init NAME|PATH", Short: "Make a directory on shared storage a store", Args: cobra.ExactArgs(1),
-		Long: `Make a directory on shared storage a store: write its identity, without which no
-agent reads or writes there. Do it once, from any host, with the storage mounted.
-The directory is made if its parent exists.
+		Long: `Make a directory on shared storage a store: write its identity, without which
+no agent reads or writes there. Do it once, from any host, with the storage
+mounted. The directory is made if its parent exists.
 
 What is there already is not given up unless --replace names it word for word:
 the cluster of the store that is there, or the path of a directory that holds
-something else. Agents that use a store that is made anew stop trusting it until
-they are restarted.`,
+something else. Of a store that is made anew agents conclude nothing until they
+have seen beats move on it again.`,
 		Example: "  haven store init nfs1\n  haven store init /mnt/nfs1/.haven --cluster prod-a\n  haven store init nfs1 --replace prod-a",
 	}
 	f := a.storeFlags(cmd)

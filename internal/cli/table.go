@@ -119,10 +119,16 @@ func (a *app) wrapped(indent, text string) { writeWrapped(a.Stdout, indent, oneL
 
 // field writes a label and its text, which is wrapped beside it.
 func (a *app) field(label, text string) {
+	a.hanging(fmt.Sprintf("%-*s", fieldIndent, "  "+label), text)
+}
+
+// hanging writes a prefix and a text, whose further lines begin below its first.
+func (a *app) hanging(prefix, text string) {
+	prefix = clean(prefix)
+	indent := strings.Repeat(" ", utf8.RuneCountInString(prefix))
 	var b strings.Builder
-	writeWrapped(&b, strings.Repeat(" ", fieldIndent), oneLine(text), a.limit())
-	body := strings.TrimPrefix(b.String(), strings.Repeat(" ", fieldIndent))
-	a.printf("%-*s%s", fieldIndent, "  "+label, body)
+	writeWrapped(&b, indent, oneLine(text), a.limit())
+	a.printf("%s", strings.TrimRight(prefix+strings.TrimPrefix(b.String(), indent), " \n")+"\n")
 }
 
 const fieldIndent = 13
@@ -150,7 +156,6 @@ func wrap(text string, n int, on bool) string {
 			}
 			if at > 0 {
 				b.WriteByte('\n')
-				at = 0
 			}
 			if size <= n {
 				b.WriteString(word)
@@ -214,8 +219,6 @@ func ago(d time.Duration) string {
 // memory says MiB for people.
 func memory(mib uint64) string {
 	switch {
-	case mib == 0:
-		return "-"
 	case mib < 1024:
 		return fmt.Sprintf("%d MiB", mib)
 	}

@@ -14,8 +14,8 @@ func (a *app) vms() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "vms [VM]", Short: "Every VM: where it runs, whether it is protected, what it waits for", Args: cobra.MaximumNArgs(1),
 		Long: `Every VM that the cluster knows: where it runs, whether it is protected, and why
-it waits or is not protected. With a name or UUID: that VM alone. --wide adds the
-UUIDs.`,
+it waits or is not protected. With a name or UUID: that VM alone. --wide adds
+the UUIDs.`,
 		Example: "  haven vms\n  haven vms --wide\n  haven vms 8f2b1c04-7a51-4d43-9d0c-0d6a3c1f9f10",
 	}
 	to := a.target(cmd)
