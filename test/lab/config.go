@@ -262,8 +262,11 @@ func toolPath(name string) (string, error) {
 
 const systemPath = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-// systemEnv is the environment of every process of the lab.
-func systemEnv() []string { return []string{"PATH=" + systemPath, "HOME=/root", "LC_ALL=C"} }
+// systemEnv is the environment of every process of the lab. A helper that is built
+// with the race detector would stay for a second after its end, and a BMC with it.
+func systemEnv() []string {
+	return []string{"PATH=" + systemPath, "HOME=/root", "LC_ALL=C", "GORACE=atexit_sleep_ms=0"}
+}
 
 func randomHex(octets int) string {
 	b := make([]byte, octets)

@@ -515,7 +515,7 @@ func TestBMCFaults(t *testing.T) {
 // TestOperatorSeat guards that tests reach every network from outside the hosts.
 func TestOperatorSeat(t *testing.T) {
 	l := newLab(t, lab.Config{Hosts: 1, Programs: func(lab.HostInfo) ([]lab.Program, error) {
-		return []lab.Program{{Name: "web", Args: []string{"python3", "-m", "http.server", "8000"}}}, nil
+		return []lab.Program{{Name: "listener", Args: []string{os.Args[0], "listen", ":8000"}}}, nil
 	}})
 	h := l.Host(1)
 	for _, address := range []string{h.Address, h.StorageAddress, h.OOBAddress} {

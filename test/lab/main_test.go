@@ -5,6 +5,7 @@ package lab_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,10 +17,26 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.RunChild()
+	if len(os.Args) > 2 && os.Args[1] == "listen" {
+		listen(os.Args[2])
+	}
 	if len(os.Args) > 3 && os.Args[1] == "own-a-lab" {
 		ownLab(os.Args[2], os.Args[3] == "persist")
 	}
 	os.Exit(m.Run())
+}
+
+// listen takes connections until it is killed.
+func listen(address string) {
+	l, err := net.Listen("tcp", address)
+	for err == nil {
+		var c net.Conn
+		if c, err = l.Accept(); err == nil {
+			err = c.Close()
+		}
+	}
+	fmt.Println(err)
+	os.Exit(1)
 }
 
 // ownLab builds a lab, says so and then waits to be killed.
