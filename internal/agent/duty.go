@@ -102,6 +102,9 @@ func (a *Agent) currentMastery(ctx context.Context) *mastery {
 		m.term.Generation = a.ledger.Generation()
 		a.reign.Store(m)
 		a.log.Info("this agent is the master", "term", m.term.String())
+		// What was judged so far was judged by an older ledger.
+		a.kick()
+		return nil
 	}
 	return m
 }
@@ -192,7 +195,9 @@ func (a *Agent) recoveryInput(m *mastery) recovery.Input {
 		in.Brakes = append(in.Brakes, a.holdOf(h))
 	}
 	for _, h := range j.out.Hosts {
-		in.Hosts[h.Host] = a.hostView(in.Now, h, snaps)
+		v := a.hostView(in.Now, h, snaps)
+		v.Boot = j.boots[h.Host]
+		in.Hosts[h.Host] = v
 	}
 	for {
 		select {
@@ -298,7 +303,6 @@ func (a *Agent) lessons() []ledger.Command {
 			if (guid != "" && known.GUID == "") || c.Distrust != known.Distrust {
 				cmds = append(cmds, c)
 			}
-			a.power.record(keys, known)
 		}
 	})
 	return cmds
@@ -469,7 +473,11 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
 	}
-	if j, ok := a.judgement.Load().host(act.Host); ok && !j.MayFence() && j.Verdict != haven.VerdictDead {
+	judgement := a.judgement.Load()
+	if judgement.boots[act.Host] != act.Boot {
+		return errors.New("it was judged in another boot")
+	}
+	if j, ok := judgement.host(act.Host); ok && !j.MayFence() && j.Verdict != haven.VerdictDead {
 		return fmt.Errorf("%w: it is %s", errCameBack, j.Verdict)
 	}
 	return a.verified(ctx, m)

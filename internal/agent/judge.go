@@ -24,6 +24,9 @@ type judged struct {
 	at    time.Time
 	out   detector.Output
 	hosts map[haven.HostID]int // index into out.Hosts
+	// boots are those that the ledger knew when this was concluded. A verdict
+	// is about one boot; by the time that it is used the ledger may know the next.
+	boots map[haven.HostID]haven.BootID
 }
 
 func (j *judged) host(id haven.HostID) (detector.Judgement, bool) {
@@ -64,7 +67,10 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	a.expectBeats()
 	in := a.detectorInput(now)
 	out := a.detector.Step(a.at(now), in)
-	j := &judged{at: now, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts))}
+	j := &judged{at: now, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
+	for i := range in.Hosts {
+		j.boots[in.Hosts[i].ID] = in.Hosts[i].Boot
+	}
 	next := judgeIdle
 	for i, h := range out.Hosts {
 		j.hosts[h.Host] = i
@@ -167,6 +173,31 @@ func (a *Agent) observer(host haven.HostID, v client.ObserverView, at time.Durat
 	return o
 }
 
+// learnPower tells what is known of each host's BMC what the ledger has, and
+// when the host itself last showed life. Every agent with a vote does this, so
+// that a new master knows which BMC said on while its host lived.
+func (a *Agent) learnPower(now time.Time, snaps []storagebeat.Snapshot) {
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, id := range s.HostIDs() {
+			if keys := a.deviceKeys(id); len(keys) > 0 {
+				a.power.record(id, keys, s.Hosts[id].Power)
+			}
+		}
+	})
+	for _, snap := range snaps {
+		for _, h := range snap.Hosts {
+			for _, v := range []storagebeat.View{h.Agent, h.Helper} {
+				if v.Moving == haven.Yes {
+					a.power.alive(a.deviceKeys(h.Host), v.Beat.Boot, now.Add(-v.Age))
+				}
+			}
+		}
+	}
+	if ack := a.ev.lastAck(); ack.boot != "" {
+		a.power.alive(a.deviceKeys(ack.from), ack.boot, ack.at)
+	}
+}
+
 // detectorHost gathers what this agent itself knows of one host.
 func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration, m cluster.Member, snaps []storagebeat.Snapshot) detector.Host {
 	conf, _ := a.cfg.Host(id)
@@ -174,9 +205,9 @@ func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration,
 		ID: id, Configured: true, Role: conf.Role,
 		Storeless: len(a.cfg.Heartbeat.Stores) == 0 || conf.Role == haven.RoleWitness,
 	}
-	distrust := ""
+	var trust ledger.PowerTrust
 	if reg := s.Hosts[id]; reg != nil {
-		h.Boot, h.Proved, distrust = reg.Boot, reg.ProvedDead(), reg.Power.Distrust
+		h.Boot, h.Proved, trust = reg.Boot, reg.ProvedDead(), reg.Power
 	}
 	h.Report, h.Probes = a.hostReport(id, at)
 	h.Gossip = gossipOf(m, at)
@@ -188,7 +219,7 @@ func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration,
 	}
 	since := a.origin.Add(at - 30*time.Second)
 	a.power.booted(id, h.Boot, a.origin.Add(at))
-	h.Power = a.power.detectorReadings(id, a.d.Host, since, distrust, a.at)
+	h.Power = a.power.detectorReadings(id, a.d.Host, since, trust, a.at)
 	return h
 }
 

@@ -12,6 +12,7 @@ import (
 // host takes one host's trouble a step further.
 func (m *Machine) host(s *ledger.State, h *ledger.Host) {
 	view, judged := m.in.Hosts[h.ID]
+	judged = judged && view.Boot == h.Boot
 	if view.Verdict != haven.VerdictHealthy {
 		delete(m.healthy, h.ID)
 	} else if m.healthy[h.ID].IsZero() {

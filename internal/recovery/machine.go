@@ -57,6 +57,9 @@ type Input struct {
 
 // HostView is what the master knows of a host right now.
 type HostView struct {
+	// Boot is the one that the verdict is about. A verdict about another boot
+	// than the ledger's is none.
+	Boot         haven.BootID
 	Verdict      haven.Verdict
 	Explanation  string
 	Evidence     []haven.Evidence

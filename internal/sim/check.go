@@ -25,7 +25,7 @@ type checker struct {
 	applied map[uint64]ledger.Position
 	terms   map[uint64]time.Duration // when the first entry of a Raft term was applied
 	ordered map[haven.VMID]haven.Order
-	starts  map[haven.OrderID]int // how often a VM manager was asked, in one boot
+	starts  map[haven.OrderID]int // how often an order made a VM run
 	downs   []powerDown
 
 	// What the world was like, by samples.
@@ -167,6 +167,9 @@ func (k *checker) vmRuns(e Event) {
 	o, ok := k.ordered[e.VM]
 	if !ok || o.Target != e.Host || o.TargetBoot != e.Boot {
 		k.broken("P1", "%s was started on %s in %s; the last order is %s for %s in %s", shortVM(e.VM), e.Host, e.Boot, o.ID, o.Target, o.TargetBoot)
+	}
+	if k.starts[o.ID]++; k.starts[o.ID] > 1 {
+		k.broken("P7", "order %s started its VM %d times", o.ID, k.starts[o.ID])
 	}
 }
 

@@ -49,7 +49,9 @@ type Host struct {
 	lives   int
 	libHung bool
 	stopped bool // its agent stays down until somebody starts it
+	keptOff bool // a fault keeps its power off
 	onAt    time.Time
+	offAt   time.Time
 }
 
 // process is a running program.
@@ -134,7 +136,7 @@ func (h *Host) powerLost(why string) {
 		return
 	}
 	a, p := h.agent, h.helper
-	h.agent, h.helper, h.boot = nil, nil, ""
+	h.agent, h.helper, h.boot, h.offAt = nil, nil, "", time.Now()
 	h.mu.Unlock()
 	h.net.PowerOff() // before the processes are killed: nobody hears a reset
 	a.kill()
@@ -143,6 +145,13 @@ func (h *Host) powerLost(why string) {
 	h.c.trace.add(Event{At: h.c.Now(), What: Fault, Host: h.ID, Text: "no power: " + why})
 	h.Machine.PowerOff()
 	h.thaw()
+}
+
+// keepOff keeps operators from giving the machine its power back.
+func (h *Host) keepOff(keep bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keptOff = keep
 }
 
 // PowerOn gives the machine its power back. It boots, and its programs start.

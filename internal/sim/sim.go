@@ -94,7 +94,7 @@ type Cluster struct {
 	hookN    int
 	boardCut map[haven.HostID]bool
 	cuts     map[string]cut
-	ended    bool
+	lostAt   time.Duration // when a data directory was lost last
 	quit     chan struct{}
 }
 
@@ -476,9 +476,6 @@ func (c *Cluster) ready() {
 
 // close ends everything and lets the bubble run empty.
 func (c *Cluster) close() {
-	c.mu.Lock()
-	c.ended = true
-	c.mu.Unlock()
 	close(c.quit)
 	for _, h := range c.hosts {
 		h.HangDisk(false)
