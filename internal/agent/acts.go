@@ -106,6 +106,11 @@ func (a *Agent) trustPower(ctx context.Context, c *api.Call, q client.Act) error
 	if err != nil {
 		return err
 	}
-	a.power.clear(a.deviceKeys(id))
-	return a.commitOne(ctx, ledger.LearnPower{Host: id, By: q.By})
+	var clears uint64
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[id]; h != nil {
+			clears = h.Power.Cleared + 1
+		}
+	})
+	return a.commitOne(ctx, ledger.LearnPower{Host: id, By: q.By, Clears: clears})
 }

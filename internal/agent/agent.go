@@ -209,6 +209,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	part("inventory", quietly(a.watch.run))
 	part("bootstrap", a.bootstrap)
+	part("voters", quietly(a.keepVoters))
 	part("judgement", quietly(a.judgeLoop))
 	part("reports", quietly(a.reportLoop))
 	part("gossip meta", quietly(a.tellGossip))

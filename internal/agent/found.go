@@ -28,6 +28,26 @@ func (a *Agent) liveHosts() []haven.HostID {
 	return ids
 }
 
+// keepVoters replaces dead voters while this agent leads.
+func (a *Agent) keepVoters(ctx context.Context) {
+	a.election.RunKeeper(ctx, election.Keeper{Configured: a.cfg.HostIDs, Members: a.raftServers})
+}
+
+// raftServers are the configured hosts' Raft servers, as gossip has them.
+func (a *Agent) raftServers() []election.Member {
+	var all []election.Member
+	for _, m := range a.cluster.Members() {
+		addr, ok := a.apiAddress(m.Host)
+		if !ok || m.Stranger != "" || m.Meta.Server == "" {
+			continue
+		}
+		all = append(all, election.Member{
+			Host: m.Host, Server: election.ServerID(m.Meta.Server), Address: addr, Alive: m.Self || m.Trusted(),
+		})
+	}
+	return all
+}
+
 // founders reaches the other hosts' promises.
 type founders struct{ a *Agent }
 

@@ -146,6 +146,7 @@ func ago(now, age time.Duration) time.Duration { return now - age }
 func (a *Agent) detectorInput(now time.Time) detector.Input {
 	at := a.at(now)
 	snaps := a.snapshots()
+	a.learnPower(now, snaps)
 	members := a.memberTable()
 	master, masterKnown := a.master()
 	in := detector.Input{Self: detector.Self{Host: a.d.Host}}
@@ -188,13 +189,13 @@ func (a *Agent) learnPower(now time.Time, snaps []storagebeat.Snapshot) {
 		for _, h := range snap.Hosts {
 			for _, v := range []storagebeat.View{h.Agent, h.Helper} {
 				if v.Moving == haven.Yes {
-					a.power.alive(a.deviceKeys(h.Host), v.Beat.Boot, now.Add(-v.Age))
+					a.power.alive(h.Host, a.deviceKeys(h.Host), v.Beat.Boot, now.Add(-v.Age))
 				}
 			}
 		}
 	}
 	if ack := a.ev.lastAck(); ack.boot != "" {
-		a.power.alive(a.deviceKeys(ack.from), ack.boot, ack.at)
+		a.power.alive(ack.from, a.deviceKeys(ack.from), ack.boot, ack.at)
 	}
 }
 

@@ -45,7 +45,7 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	}
 	ack.Registered = true
 	ack.WantInventory = !a.ev.report(r, time.Now())
-	a.power.alive(a.deviceKeys(r.Host), r.Boot, time.Now())
+	a.power.alive(r.Host, a.deviceKeys(r.Host), r.Boot, time.Now())
 	rep, _ := a.ev.view(r.Host)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		to := recovery.Instruct(s, r.Host, rep.inventory)

@@ -24,6 +24,8 @@ type power struct {
 	session  uint64
 	reading  map[haven.HostID]bool // a reading for suspicion is under way
 	boots    map[haven.HostID]boot // that readings are about
+	cleared  map[haven.HostID]uint64
+	lived    map[haven.HostID]time.Time // its last sign of life that was told
 }
 
 // boot is a host's present boot and since when this agent has known of it; the
@@ -49,7 +51,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 	p := &power{
 		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
 		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
-		boots: map[haven.HostID]boot{},
+		boots: map[haven.HostID]boot{}, cleared: map[haven.HostID]uint64{}, lived: map[haven.HostID]time.Time{},
 	}
 	var stations []fencing.Station
 	for host, ladder := range fences {
@@ -115,30 +117,44 @@ func (p *power) take(host haven.HostID, key string, r fencing.Reading) {
 	}
 }
 
-// alive tells all devices of a host that it showed life.
-func (p *power) alive(keys []string, boot haven.BootID, at time.Time) {
+// alive tells all devices of a host that it showed life. Signs come on several
+// paths; an older one than was told already is no news.
+func (p *power) alive(host haven.HostID, keys []string, boot haven.BootID, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(keys) == 0 || !at.After(p.lived[host]) {
+		return
+	}
+	p.lived[host] = at
 	for _, key := range keys {
 		p.trust[key].Alive(boot, at)
 	}
 }
 
-// record tells the devices of a host what the ledger knows of it.
-func (p *power) record(keys []string, trust ledger.PowerTrust) {
+// record tells a host's first device what the ledger knows of it. When an
+// operator cleared a distrust since the last time, what this agent holds against
+// the host's devices is dropped.
+func (p *power) record(host haven.HostID, keys []string, trust ledger.PowerTrust) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, key := range keys {
-		p.trust[key].Record(fencing.GUID(trust.GUID))
+	if trust.Cleared > p.cleared[host] {
+		for _, key := range keys {
+			p.trust[key].Clear()
+		}
+		p.cleared[host] = trust.Cleared
+	}
+	if len(keys) > 0 {
+		p.trust[keys[0]].Record(fencing.GUID(trust.GUID))
 	}
 }
 
-// learned returns what is worth recording about a host's first device.
+// learned returns what is worth recording about a host's BMC: the GUID of its
+// first device, and why any of its devices is distrusted.
 func (p *power) learned(keys []string) (guid fencing.GUID, distrust string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, key := range keys {
-		if g, ok := p.trust[key].Learned(); ok && guid == "" {
+	for i, key := range keys {
+		if g, ok := p.trust[key].Learned(); ok && i == 0 {
 			guid = g
 		}
 		if why := p.trust[key].Distrusted(); why != "" {
@@ -163,7 +179,7 @@ func (p *power) trusted(key string, first fencing.Reading, ledgerDistrust string
 }
 
 // detectorReadings renders the readings of one host, oldest first.
-func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledgerDistrust string, at func(time.Time) time.Duration) []detector.PowerReading {
+func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger ledger.PowerTrust, at func(time.Time) time.Duration) []detector.PowerReading {
 	p.mu.Lock()
 	all := slices.Clone(p.readings[host])
 	p.mu.Unlock()
@@ -182,7 +198,10 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledgerD
 			Device: r.device, Session: r.session, By: by, State: r.State, Started: at(r.Start), Finished: at(r.Finish),
 		}
 		if first, off := firstOff[r.device]; off {
-			d.Trusted, d.Why = p.trusted(r.device, first, ledgerDistrust)
+			d.Trusted, d.Why = p.trusted(r.device, first, ledger.Distrust)
+		}
+		if ledger.GUID != "" && r.GUID != "" {
+			d.GUID = haven.TriOf(string(r.GUID) == ledger.GUID)
 		}
 		out = append(out, d)
 	}
@@ -290,15 +309,6 @@ func (p *power) saysOff(host haven.HostID) bool {
 		}
 	}
 	return false
-}
-
-// clear forgets the distrust of devices, because an operator said so.
-func (p *power) clear(keys []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, key := range keys {
-		p.trust[key].Clear()
-	}
 }
 
 // path shows the latest reading of a host's power for people.

@@ -145,7 +145,6 @@ type Device struct {
 	PasswordFile string
 	Timeout      time.Duration
 	CipherSuite  CipherSuite
-	Privilege    string // operator or administrator
 }
 
 // CipherSuite is how an IPMI session is protected: auto, 17 or 3.

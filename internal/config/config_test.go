@@ -135,14 +135,14 @@ func TestExplicitKeysOverrideProfile(t *testing.T) {
 
 func TestHostViews(t *testing.T) {
 	c := load(t, strings.Replace(small, "h2: {address: 10.0.0.2, fencing: {devices: {bmc: {address: 10.1.0.2}}}}",
-		"h2: {zone: b, address: '::ffff:10.0.0.2', fencing: {action: none, levels: [[pdu, bmc]], devices: {bmc: {address: 'fd00::2', username: root, port: 624, timeout: 5s, cipher_suite: 3, privilege: administrator}, pdu: {driver: ipmi, address: 10.1.0.9, username: u, password_file: /k/pdu}}}}", 1))
+		"h2: {zone: b, address: '::ffff:10.0.0.2', fencing: {action: none, levels: [[pdu, bmc]], devices: {bmc: {address: 'fd00::2', username: root, port: 624, timeout: 5s, cipher_suite: 3}, pdu: {driver: ipmi, address: 10.1.0.9, username: u, password_file: /k/pdu}}}}", 1))
 	h2, _ := c.Host("h2")
 	if h2.Address != netip.MustParseAddr("10.0.0.2") || h2.Zone != "b" || h2.Fencing.Action != haven.ActionNone {
 		t.Errorf("h2: %+v", h2)
 	}
 	want := [][]Device{{
-		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto", Privilege: "operator"},
-		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3", Privilege: "administrator"},
+		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto"},
+		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3"},
 	}}
 	if got := h2.Ladder(); !reflect.DeepEqual(got, want) {
 		t.Errorf("ladder of h2:\n got %+v\nwant %+v", got, want)

@@ -158,7 +158,6 @@ func (v *Device) keys() []field {
 		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
-		word("privilege", &v.Privilege, []string{"operator", "administrator"}, nil, "Level that is asked for in the session. operator is enough for power control."),
 	}
 }
 
@@ -176,7 +175,7 @@ func deviceTable(dst, base map[string]Device, doc string) field {
 
 func (r *Restart) keys() []field {
 	return []field{
-		word("protect", &r.Protect, []string{"all", "opt-in"}, nil, "Which VMs are protected: every persistent one that runs, or only those that were chosen by name."),
+		word("protect", &r.Protect, []string{"all"}, []string{"opt-in"}, "Which VMs are protected: every persistent one that runs, or only those that were chosen by name."),
 		integer("max_starts_in_flight", &r.MaxStartsInFlight, 1, 64, "Number of VMs that one host starts at the same time. Proxmox VE starts 4 per host, vSphere up to 32; more at once make each of them slower on hosts that are busy already."),
 		integer("memory_reserve_mib", &r.MemoryReserveMiB, 0, 1<<20, "Memory of each host that is kept free of VMs, for the host itself, in MiB."),
 	}

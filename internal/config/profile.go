@@ -53,7 +53,7 @@ const (
 )
 
 func defaultDevice() Device {
-	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto", Privilege: "operator"}
+	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto"}
 }
 
 // setTimes sets every time that belongs to a profile. Gossip and Raft values

@@ -160,6 +160,17 @@ func (c LearnPower) apply(s *State, _ Position) error {
 	if h.Power.Distrust != "" && c.Distrust == "" && c.By == "" {
 		return reject("the BMC of %s is distrusted and no operator is named", c.Host)
 	}
+	if c.By != "" {
+		switch c.Clears {
+		case h.Power.Cleared:
+			return nil
+		case h.Power.Cleared + 1:
+			// The board may have been replaced: what it is gets learnt anew.
+			h.Power = PowerTrust{GUID: c.GUID, Cleared: c.Clears}
+			return nil
+		}
+		return reject("the BMC of %s was cleared %d times, this would be the %dth", c.Host, h.Power.Cleared, c.Clears)
+	}
 	if c.GUID != "" {
 		h.Power.GUID = c.GUID
 	}

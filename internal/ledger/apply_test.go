@@ -193,7 +193,7 @@ func TestApply(t *testing.T) {
 			return want(len(s.AwaitedHosts()) == 2, "awaited %v", s.AwaitedHosts())
 		}},
 		{name: "P2: distrust is cleared by name only", before: with(three(), LearnPower{Host: "a", Distrust: "said off"}), do: LearnPower{Host: "a", GUID: "g"}, reject: "no operator"},
-		{name: "distrust is cleared", before: with(three(), LearnPower{Host: "a", Distrust: "said off"}), do: LearnPower{Host: "a", By: "op"}, check: func(s *State) string {
+		{name: "distrust is cleared", before: with(three(), LearnPower{Host: "a", Distrust: "said off"}), do: LearnPower{Host: "a", By: "op", Clears: 1}, check: func(s *State) string {
 			return want(s.Hosts["a"].Power.Distrust == "", "%q", s.Hosts["a"].Power.Distrust)
 		}},
 		{name: "disarm without a name", before: three(), do: SetArmed{}, reject: "no operator"},

@@ -25,7 +25,7 @@ func everyCommand() []Command {
 		Found{Cluster: "c", Generation: 1, By: "op", At: stamp},
 		register("a", "a1", "sa", 1),
 		ReleaseHost{Host: "a", By: "op", At: stamp},
-		LearnPower{Host: "a", GUID: "g", Distrust: "why", By: "op"},
+		LearnPower{Host: "a", GUID: "g", Distrust: "why", By: "op", Clears: 1},
 		SetArmed{Armed: true, By: "op", Reason: "why", At: stamp},
 		protect(vm1, "a", "a1"),
 		ForgetVM{VM: vm1, Epoch: 3},

@@ -66,7 +66,10 @@ type LearnPower struct {
 	Host     haven.HostID `json:"host"`
 	GUID     string       `json:"guid,omitempty"`
 	Distrust string       `json:"distrust,omitempty"`
-	By       string       `json:"by,omitempty"` // operator, when Distrust is cleared
+	// By is the operator who clears the distrust, and Clears the how-many-eth
+	// time that is for this host.
+	By     string `json:"by,omitempty"`
+	Clears uint64 `json:"clears,omitempty"`
 }
 
 // SetArmed switches recovery on or off.

@@ -29,6 +29,9 @@ func Pack(xml []byte) (Definition, error) {
 	if err := w.Close(); err != nil {
 		return Definition{}, fmt.Errorf("pack definition: %w", err)
 	}
+	if b.Len() > MaxPackedBytes {
+		return Definition{}, fmt.Errorf("pack definition: %d bytes compressed, at most %d are kept", b.Len(), MaxPackedBytes)
+	}
 	sum := sha256.Sum256(xml)
 	return Definition{SHA: hex.EncodeToString(sum[:]), GZ: b.Bytes()}, nil
 }

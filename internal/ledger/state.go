@@ -14,6 +14,9 @@ const (
 	MaxHosts           = 1024
 	MaxVMs             = 65536
 	MaxDefinitionBytes = 1 << 20 // of one uncompressed definition
+	// MaxPackedBytes is of a compressed one: with its base64 and its envelope it
+	// must fit into one log entry of 512 KiB.
+	MaxPackedBytes     = 300 << 10
 	MaxClosedIncidents = 200
 	MaxTimeline        = 128 // entries of one incident; the middle is dropped
 	MaxFences          = 512 // incidents in which a host was powered down
@@ -90,6 +93,9 @@ type PowerTrust struct {
 	// Distrust says why the BMC's word is not a proof, until an operator
 	// clears it. Empty means that it is trusted on the usual conditions.
 	Distrust string `json:"distrust,omitempty"`
+	// Cleared counts how often an operator cleared a distrust. Every agent that
+	// holds one of its own drops it when the count grows.
+	Cleared uint64 `json:"cleared,omitempty"`
 }
 
 // Desired is what a VM's user wants of it.
