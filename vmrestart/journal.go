@@ -33,9 +33,8 @@ type OrderRecord struct {
 	Status haven.OrderStatus `json:"status"`
 	Detail string            `json:"detail,omitempty"`
 	Locked bool              `json:"locked,omitempty"`
-	// Begun is on disk before the master is asked, Tried before the VM manager
-	// is called: a crash after it leaves the outcome unknown.
-	Begun bool `json:"begun,omitempty"`
+	// Tried is on disk before the VM manager is called: a crash after it leaves
+	// the outcome unknown.
 	Tried bool `json:"tried,omitempty"`
 }
 
@@ -66,11 +65,16 @@ func (j FileJournal) Load() (JournalState, error) {
 	if s.Version != journalVersion {
 		return JournalState{}, fmt.Errorf("%s has version %d, this agent reads %d", j.Path, s.Version, journalVersion)
 	}
+	for id, r := range s.VMs {
+		if r.Order.VM != id || r.Order.ID == "" || r.Status == haven.OrderNone {
+			return JournalState{}, fmt.Errorf("%s is damaged: the order of VM %q", j.Path, id)
+		}
+	}
 	return s, nil
 }
 
 // Save writes a new file beside the old one, syncs it and puts it in its place.
-func (j FileJournal) Save(s JournalState) (err error) {
+func (j FileJournal) Save(s JournalState) error {
 	s.Version = journalVersion
 	data, err := json.Marshal(s)
 	if err != nil {
@@ -81,23 +85,19 @@ func (j FileJournal) Save(s JournalState) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp))
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return errors.Join(err, f.Close())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err = f.Sync(); err != nil {
-		return errors.Join(err, f.Close())
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(tmp, j.Path)
 	}
-	if err = f.Close(); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
 	}
-	if err = os.Rename(tmp, j.Path); err != nil {
-		return err
-	}
+	// When this fails, the file may be the new one or, after a crash, the old
+	// one. The caller takes neither for granted.
 	return syncDir(filepath.Dir(j.Path))
 }
 
