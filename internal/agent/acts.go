@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -52,6 +53,9 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 	id, err := a.namedHost(c)
 	if err != nil {
 		return err
+	}
+	if q.By == api.ByLocal {
+		return badRequest(errors.New("an operator's word is a proof by name, and root is nobody's name: use --by NAME"))
 	}
 	j, judgedBefore := a.judgement.Load().host(id)
 	if judgedBefore && !q.Force {

@@ -99,8 +99,8 @@ func (a *Agent) operatorRoutes() []api.Route {
 const askMasterTimeout = 2 * time.Second
 
 // atMaster answers from the master, who alone knows everything. An agent that
-// cannot reach it answers from its own copy of the ledger, and says so in the
-// Haven-Stale header's place: the stale field of the status.
+// cannot reach it answers from its own copy of the ledger; /v1/status then says
+// stale.
 func (a *Agent) atMaster(serve func(stale bool) (any, error)) func(context.Context, *api.Call) (any, error) {
 	return func(ctx context.Context, c *api.Call) (any, error) {
 		if a.isMaster() {

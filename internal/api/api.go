@@ -92,6 +92,9 @@ type server struct {
 	log     *slog.Logger
 }
 
+// ByLocal is who a call over the local socket is by, when nobody gave a name.
+const ByLocal = "root (local)"
+
 type localKey struct{}
 
 // LocalContext marks the connections of a listener that only root on this host
@@ -123,7 +126,7 @@ func (s *server) allow(need Need, r *http.Request, c *Call) error {
 	}
 	c.By, c.Role = who.String(), who.Role
 	if local {
-		c.By = "root (local)"
+		c.By = ByLocal
 	}
 	if who.IsHost() {
 		c.From = who.Host

@@ -16,7 +16,7 @@ type actFlags struct {
 
 func (a *app) act(cmd *cobra.Command, reason string) *actFlags {
 	f := &actFlags{target: a.target(cmd)}
-	cmd.Flags().StringVar(&f.by, "by", "", "your `name` for the record, when you act as root or with an admin's certificate")
+	cmd.Flags().StringVar(&f.by, "by", "", "your `name` for the record, when you act as root or with an admin's certificate; under sudo, your own is taken")
 	cmd.Flags().StringVar(&f.reason, "reason", "", reason)
 	return f
 }
@@ -28,7 +28,10 @@ func (f *actFlags) do(ctx context.Context, path string, act client.Act, done str
 		return err
 	}
 	defer s.close()
-	act.By, act.Reason = f.by, f.reason
+	if act.By = f.by; act.By == "" {
+		act.By = f.a.Getenv("SUDO_USER")
+	}
+	act.Reason = f.reason
 	doc, err := s.post(path, act)
 	if err != nil {
 		return err
