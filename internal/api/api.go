@@ -64,8 +64,14 @@ func (c *Call) URI() string { return c.req.URL.RequestURI() }
 func (c *Call) Decode(into any) error {
 	d := json.NewDecoder(strings.NewReader(string(c.Body)))
 	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return &client.Error{Problem: client.Problem{Title: "bad request", Status: http.StatusBadRequest, Detail: err.Error()}}
+	err := d.Decode(into)
+	if err == nil {
+		if _, end := d.Token(); !errors.Is(end, io.EOF) {
+			err = errors.New("there is more after the value")
+		}
+	}
+	if err != nil {
+		return problem(http.StatusBadRequest, "bad request", err.Error())
 	}
 	return nil
 }
@@ -131,8 +137,10 @@ func (s *server) allow(need Need, r *http.Request, c *Call) error {
 	if who.IsHost() {
 		c.From = who.Host
 		c.Role = pki.RoleViewer
-		if name, role, ok := strings.Cut(r.Header.Get(client.HeaderOnBehalf), ";"); ok && need != NeedHost {
-			c.By, c.Role = name, pki.Role(role)
+		if behalf := r.Header.Get(client.HeaderOnBehalf); behalf != "" && need != NeedHost {
+			if c.By, c.Role, err = onBehalf(behalf); err != nil {
+				return problem(http.StatusBadRequest, "bad request", err.Error())
+			}
 		}
 	}
 	ok := false
@@ -150,6 +158,19 @@ func (s *server) allow(need Need, r *http.Request, c *Call) error {
 		return problem(http.StatusForbidden, "not allowed", fmt.Sprintf("%s may not do this", c.By))
 	}
 	return nil
+}
+
+// maxName bounds the name of whoever a host speaks for.
+const maxName = 200
+
+// onBehalf reads for whom a host passes a request on.
+func onBehalf(header string) (name string, role pki.Role, err error) {
+	at := strings.LastIndexByte(header, ';')
+	if at <= 0 || at > maxName {
+		return "", "", fmt.Errorf("%s: want name;role", client.HeaderOnBehalf)
+	}
+	role, err = pki.ParseRole(header[at+1:])
+	return header[:at], role, err
 }
 
 func (s *server) guard(h http.Handler) http.Handler {
@@ -173,7 +194,11 @@ func (s *server) route(route Route) http.Handler {
 		}
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, route.MaxBytes))
 		if err != nil {
-			s.fail(w, r, problem(http.StatusRequestEntityTooLarge, "body not read", err.Error()))
+			status := http.StatusBadRequest
+			if _, long := errors.AsType[*http.MaxBytesError](err); long {
+				status = http.StatusRequestEntityTooLarge
+			}
+			s.fail(w, r, problem(status, "body not read", err.Error()))
 			return
 		}
 		c.Body = body
@@ -240,6 +265,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, local bool, log 
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      time.Minute, // a peer that does not read must not keep its connection
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
