@@ -65,6 +65,9 @@ func (j FileJournal) Load() (JournalState, error) {
 	if s.Version != journalVersion {
 		return JournalState{}, fmt.Errorf("%s has version %d, this agent reads %d", j.Path, s.Version, journalVersion)
 	}
+	if s.VMs == nil {
+		return JournalState{}, fmt.Errorf("%s is damaged: it has no orders, not even none", j.Path)
+	}
 	for id, r := range s.VMs {
 		if r.Order.VM != id || r.Order.ID == "" || r.Status == haven.OrderNone {
 			return JournalState{}, fmt.Errorf("%s is damaged: the order of VM %q", j.Path, id)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/haven-ha/haven"
 )
@@ -54,9 +55,14 @@ type Placement struct {
 	Why string
 }
 
-// Plan places VMs on hosts: large ones first, each where most memory is left
-// over, which spreads them. It is deterministic and changes none of its
-// arguments. Every VM gets an answer; the answers come in the order of the VMs.
+// Plan places VMs on hosts: large ones first, each on a host where it did not
+// fail, else on its last one, else where fewest starts are in flight and most
+// memory is left over, which spreads them. It is deterministic and changes none
+// of its arguments. Every VM gets an answer; the answers come in the order of
+// the VMs.
+//
+// It leaves no VM out for which there is room, but as it spreads, it does not
+// always find the plan that places most: see TestPlanQuality for the gap.
 func Plan(vms []PlanVM, hosts []PlanHost, limits PlanLimits) []Placement {
 	room := slices.Clone(hosts)
 	slices.SortFunc(room, func(a, b PlanHost) int { return cmp.Compare(a.ID, b.ID) })
@@ -76,36 +82,14 @@ func Plan(vms []PlanVM, hosts []PlanHost, limits PlanLimits) []Placement {
 
 // place chooses a host for one VM and takes the room for it.
 func place(vm PlanVM, room []PlanHost, limits PlanLimits) Placement {
-	best, waits, short := -1, false, false
-	var why []string
-	for i, h := range room {
-		switch {
-		case h.Refuses != "":
-			why = append(why, fmt.Sprintf("%s: %s", h.ID, h.Refuses))
-			continue
-		case h.FreeMiB < vm.MemoryMiB:
-			why = append(why, fmt.Sprintf("%s: %d MiB free, %d needed", h.ID, h.FreeMiB, vm.MemoryMiB))
-			short = true
-			continue
-		case h.Starting >= limits.StartsPerHost:
-			why = append(why, fmt.Sprintf("%s: %d starts in flight", h.ID, h.Starting))
-			waits = true
-			continue
-		}
-		if best < 0 || better(vm, h, room[best]) {
+	best := -1
+	for i := range room {
+		if h := &room[i]; obstacle(vm, h, limits) == free && (best < 0 || better(vm, h, &room[best])) {
 			best = i
 		}
 	}
 	if best < 0 {
-		p := Placement{VM: vm.ID, Why: joinReasons(why)}
-		switch {
-		case waits:
-		case short:
-			p.Hold = haven.HoldCapacity
-		default:
-			p.Hold = haven.HoldNoHost
-		}
-		return p
+		return unplaced(vm, room, limits)
 	}
 	h := &room[best]
 	p := Placement{VM: vm.ID, Host: h.ID, Why: fmt.Sprintf("%d MiB free, %d VMs, %d starting", h.FreeMiB, h.Running, h.Starting)}
@@ -115,8 +99,65 @@ func place(vm PlanVM, room []PlanHost, limits PlanLimits) Placement {
 	return p
 }
 
+// What keeps a VM from a host. Of several hosts the highest is what it waits for.
+const (
+	free = iota
+	refuses
+	short
+	busy
+)
+
+func obstacle(vm PlanVM, h *PlanHost, limits PlanLimits) int {
+	switch {
+	case h.Refuses != "":
+		return refuses
+	case h.FreeMiB < vm.MemoryMiB:
+		return short
+	case h.Starting >= max(1, limits.StartsPerHost):
+		return busy
+	}
+	return free
+}
+
+// reasonsGiven is how many hosts an answer speaks of.
+const reasonsGiven = 8
+
+// unplaced says why there is no host for a VM.
+func unplaced(vm PlanVM, room []PlanHost, limits PlanLimits) Placement {
+	worst := free
+	var why []string
+	for i := range room {
+		h := &room[i]
+		o := obstacle(vm, h, limits)
+		worst = max(worst, o)
+		if len(why) == reasonsGiven {
+			continue
+		}
+		switch o {
+		case refuses:
+			why = append(why, string(h.ID)+": "+h.Refuses)
+		case short:
+			why = append(why, fmt.Sprintf("%s: %d MiB free, %d needed", h.ID, h.FreeMiB, vm.MemoryMiB))
+		case busy:
+			why = append(why, fmt.Sprintf("%s: %d starts in flight", h.ID, h.Starting))
+		}
+	}
+	p := Placement{VM: vm.ID, Why: cmp.Or(strings.Join(why, "; "), "no host is there")}
+	if more := len(room) - reasonsGiven; more > 0 {
+		p.Why += fmt.Sprintf("; and %d more hosts", more)
+	}
+	switch worst {
+	case busy:
+	case short:
+		p.Hold = haven.HoldCapacity
+	default:
+		p.Hold = haven.HoldNoHost
+	}
+	return p
+}
+
 // better says whether host a suits a VM better than host b; both have room.
-func better(vm PlanVM, a, b PlanHost) bool {
+func better(vm PlanVM, a, b *PlanHost) bool {
 	_, avoidA := vm.Avoid[a.ID]
 	_, avoidB := vm.Avoid[b.ID]
 	if avoidA != avoidB {
@@ -132,22 +173,4 @@ func better(vm PlanVM, a, b PlanHost) bool {
 		return a.FreeMiB > b.FreeMiB
 	}
 	return a.Running < b.Running
-}
-
-func joinReasons(why []string) string {
-	if len(why) == 0 {
-		return "no host is there"
-	}
-	const most = 8
-	s := ""
-	for i, w := range why {
-		if i == most {
-			return s + fmt.Sprintf("; and %d more hosts", len(why)-most)
-		}
-		if i > 0 {
-			s += "; "
-		}
-		s += w
-	}
-	return s
 }
