@@ -57,14 +57,12 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 	if q.By == api.ByLocal {
 		return badRequest(errors.New("an operator's word is a proof by name, and root is nobody's name: use --by NAME"))
 	}
-	j, judgedBefore := a.judgement.Load().host(id)
-	if judgedBefore && !q.Force {
-		switch j.Verdict {
-		case haven.VerdictFailed, haven.VerdictDead, haven.VerdictUnknown, haven.VerdictSuspect:
-		default:
-			return refused("host %s is %s: %s; when you are certain that it is off, use --force", id, j.Verdict, j.Why)
+	if !q.Force {
+		if err := a.mayCallDead(id); err != nil {
+			return err
 		}
 	}
+	j, _ := a.judgement.Load().host(id)
 	var incident haven.IncidentID
 	var boot haven.BootID
 	open := false
@@ -93,6 +91,27 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 		Proof: haven.Proof{Kind: haven.ProofOperator, Host: id, Boot: boot, By: q.By, At: now, Detail: q.Reason, Evidence: j.Evidence},
 	})
 	return a.commitOne(ctx, cmds...)
+}
+
+// mayCallDead refuses while anything shows life of a host. The verdict alone is
+// not enough: it is unknown, too, when this master does not trust itself.
+func (a *Agent) mayCallDead(id haven.HostID) error {
+	if j, judgedBefore := a.judgement.Load().host(id); judgedBefore {
+		switch j.Verdict {
+		case haven.VerdictFailed, haven.VerdictDead, haven.VerdictUnknown, haven.VerdictSuspect:
+		default:
+			return refused("host %s is %s: %s; when you are certain that it is off, use --force", id, j.Verdict, j.Why)
+		}
+	}
+	if rep, _ := a.ev.view(id); rep != nil && time.Since(rep.at) <= a.connectedFor() {
+		return refused("the agent of host %s reports; when you are certain that the host is off, use --force", id)
+	}
+	for _, snap := range a.snapshots() {
+		if hv := snap.Host(id); hv.Agent.Moving == haven.Yes || hv.Helper.Moving == haven.Yes {
+			return refused("host %s writes beats on store %s; when you are certain that it is off, use --force", id, snap.Store)
+		}
+	}
+	return nil
 }
 
 // releaseHost says that a host need not be waited for after a restore.

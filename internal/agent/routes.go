@@ -5,12 +5,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/internal/api"
 	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/pki"
 )
 
 // routes is the whole API.
@@ -133,10 +137,8 @@ func (a *Agent) acting(serve func(context.Context, *api.Call, client.Act) error)
 		if err := c.Decode(&q); err != nil {
 			return nil, err
 		}
-		if q.By == "" || c.Role != "admin" {
-			q.By = c.By
-		} else {
-			q.By += " as " + c.By
+		if err := sign(&q, c); err != nil {
+			return nil, err
 		}
 		if !a.isMaster() {
 			return a.passOn(ctx, c, q)
@@ -147,6 +149,33 @@ func (a *Agent) acting(serve func(context.Context, *api.Call, client.Act) error)
 		a.log.Warn("operator acted", "by", q.By, "what", c.URI(), "reason", q.Reason)
 		return map[string]string{"status": "done"}, nil
 	}
+}
+
+// Bounds of an operator's words: they are kept in the ledger.
+const (
+	maxBy     = 200
+	maxReason = 1000
+)
+
+// sign puts the name of who acts under an act. Only an admin may act in another
+// name, and is named too. What a host passes on was signed where it came in.
+func sign(q *client.Act, c *api.Call) error {
+	switch {
+	case q.By == "" || c.From == "" && c.Role != pki.RoleAdmin:
+		q.By = c.By
+	case c.From == "":
+		q.By += " as " + c.By
+	}
+	for _, w := range []struct {
+		name, text string
+		limit      int
+	}{{"by", q.By, maxBy}, {"reason", q.Reason, maxReason}} {
+		// It is shown on terminals, too.
+		if len(w.text) > w.limit || !utf8.ValidString(w.text) || strings.ContainsFunc(w.text, unicode.IsControl) {
+			return badRequest(fmt.Errorf("%s: want at most %d characters on one line", w.name, w.limit))
+		}
+	}
+	return nil
 }
 
 func (a *Agent) passOn(ctx context.Context, c *api.Call, q client.Act) (any, error) {
