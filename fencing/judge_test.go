@@ -186,6 +186,13 @@ func TestTrust(t *testing.T) {
 		{name: "said on while the host lived", do: func(tr *fencing.Trust) { tr.Alive(boot, at(0)); tr.Read(on(1, "")) }, first: 600, want: true},
 		{name: "that is more than ten minutes ago", do: func(tr *fencing.Trust) { tr.Alive(boot, at(0)); tr.Read(on(1, "")) }, first: 602, why: "too long ago"},
 		{name: "said on when nothing was heard of the host", do: func(tr *fencing.Trust) { tr.Alive(boot, at(0)); tr.Read(on(11, "")) }, first: 20, why: "never said on"},
+		{name: "said on, and its first sign of life came then", do: func(tr *fencing.Trust) { tr.Read(on(1, "")); tr.Alive(boot, at(4)) }, first: 20, want: true},
+		{name: "said on, and a sign of life came late", do: func(tr *fencing.Trust) { tr.Read(on(1, "")); tr.Alive(boot, at(12)) }, first: 20, why: "never said on"},
+		{name: "said on, then off, and a sign of life came then", do: func(tr *fencing.Trust) {
+			tr.Read(on(1, ""))
+			tr.Read(off(2, ""))
+			tr.Alive(boot, at(4))
+		}, first: 20, why: "never said on"},
 		{name: "said on, then another device answered", do: func(tr *fencing.Trust) { tr.Alive(boot, at(0)); tr.Read(on(1, "aa")) }, first: 20, guid: "bb", why: "changed"},
 		{name: "said off about a live host", do: func(tr *fencing.Trust) {
 			tr.Record("aa")
@@ -256,12 +263,15 @@ func TestTrustLearnsTheGUIDOfALiveHost(t *testing.T) {
 	if g, ok := tr.Learned(); ok {
 		t.Errorf("learned %q of a host that was not heard of", g)
 	}
-	tr.Alive("boot", at(1))
-	tr.Read(reading(haven.PowerOff, 1, "aa"))
+	tr.Alive("boot", at(20))
+	if g, ok := tr.Learned(); ok {
+		t.Errorf("learned %q of a host that was heard of long after", g)
+	}
+	tr.Read(reading(haven.PowerOff, 21, "aa"))
 	if g, ok := tr.Learned(); ok {
 		t.Errorf("learned %q from an off", g)
 	}
-	tr.Read(reading(haven.PowerOn, 2, "aa"))
+	tr.Read(reading(haven.PowerOn, 22, "aa"))
 	if g, ok := tr.Learned(); !ok || g != "aa" {
 		t.Errorf("Learned() = %q, %v", g, ok)
 	}

@@ -41,8 +41,9 @@ type Trust struct {
 	recorded GUID
 	guid     GUID // last one seen
 
-	on   Reading // last "on" that was read while the host lived
-	seen bool    // on is valid
+	on    Reading // last "on" that was read while the host lived
+	seen  bool    // on is valid
+	early Reading // an "on" that waits for a sign of life close to it
 
 	boot    haven.BootID // of the last sign of life
 	aliveAt time.Time
@@ -103,6 +104,18 @@ func (t *Trust) Alive(boot haven.BootID, at time.Time) {
 		}
 	}
 	t.boot, t.aliveAt = boot, at
+	// Its first sign of life often comes a moment after the first reading.
+	if t.early.State == haven.PowerOn {
+		t.vouch(t.early)
+	}
+}
+
+// vouch takes an "on" for one about a live host, if the host lived near to it.
+func (t *Trust) vouch(on Reading) {
+	t.early = on
+	if t.boot != "" && on.Start.Sub(t.aliveAt).Abs() <= livedWithin {
+		t.on, t.seen, t.early = on, true, Reading{}
+	}
 }
 
 // Read tells of a reading that succeeded.
@@ -113,10 +126,9 @@ func (t *Trust) Read(r Reading) {
 	}
 	switch r.State {
 	case haven.PowerOn:
-		if t.boot != "" && r.Start.Sub(t.aliveAt).Abs() <= livedWithin {
-			t.on, t.seen = r, true
-		}
+		t.vouch(r)
 	case haven.PowerOff:
+		t.early = Reading{}
 		if t.boot != "" && t.offBoot == "" {
 			t.off, t.offBoot, t.signAt, t.signs = r, t.boot, r.Finish, 0
 		}

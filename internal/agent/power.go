@@ -178,6 +178,20 @@ func (p *power) trusted(key string, first fencing.Reading, ledgerDistrust string
 	return t.Judge(first.Start, first.GUID)
 }
 
+// vouches says whether an off that a device of the host said now, as the board
+// that it was last, would be trusted.
+func (p *power) vouches(host haven.HostID, key, ledgerDistrust string, now time.Time) (bool, string) {
+	next := fencing.Reading{Start: now}
+	p.mu.Lock()
+	for _, r := range p.readings[host] {
+		if r.device == key {
+			next.GUID = r.GUID
+		}
+	}
+	p.mu.Unlock()
+	return p.trusted(key, next, ledgerDistrust)
+}
+
 // detectorReadings renders the readings of one host, oldest first.
 func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger ledger.PowerTrust, at func(time.Time) time.Duration) []detector.PowerReading {
 	p.mu.Lock()
@@ -320,9 +334,5 @@ func (p *power) path(host haven.HostID, now time.Time) client.PathView {
 		return client.PathView{State: string(haven.PowerUnknown), Why: "not read yet"}
 	}
 	r := all[len(all)-1]
-	v := client.PathView{State: string(r.State), Age: client.MillisOf(now.Sub(r.Finish)), Why: r.device}
-	if why := p.trust[r.device].Distrusted(); why != "" {
-		v.Why += ": " + why
-	}
-	return v
+	return client.PathView{State: string(r.State), Age: client.MillisOf(now.Sub(r.Finish)), Why: r.device}
 }

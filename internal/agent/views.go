@@ -141,13 +141,14 @@ func (a *Agent) viewHosts() []client.Host {
 		}
 		for _, id := range a.cfg.HostIDs() {
 			conf, _ := a.cfg.Host(id)
+			distrust := ""
 			v := client.Host{Host: id, Role: conf.Role, Zone: conf.Zone, Address: conf.Address.String(), Verdict: haven.VerdictUnknown, VMs: owned[id]}
 			if jh, ok := j.host(id); ok {
 				v.Verdict, v.VerdictAge, v.Explanation = jh.Verdict, client.MillisOf(a.at(now)-jh.Since), jh.Why
 				v.Missing, v.Hold, v.Evidence, v.Left = jh.Missing, a.holdOf(jh.Hold), jh.Evidence, jh.Left
 			}
 			if h := s.Hosts[id]; h != nil {
-				v.Registered, v.Boot, v.Incident = true, h.Boot, h.Incident
+				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Distrust
 				if h.ProvedDead() {
 					v.Proof = h.Proof
 				}
@@ -156,7 +157,7 @@ func (a *Agent) viewHosts() []client.Host {
 					v.Load, v.Refuses = rep.Load, rep.Refuses
 				}
 			}
-			a.viewPaths(&v, members[id], now)
+			a.viewPaths(&v, members[id], distrust, now)
 			out = append(out, v)
 		}
 	})
@@ -164,7 +165,7 @@ func (a *Agent) viewHosts() []client.Host {
 }
 
 // viewPaths shows each path of evidence of a host by itself.
-func (a *Agent) viewPaths(v *client.Host, m cluster.Member, now time.Time) {
+func (a *Agent) viewPaths(v *client.Host, m cluster.Member, distrust string, now time.Time) {
 	v.Network = client.PathView{State: string(m.State), Age: client.MillisOf(m.Age), Why: "by gossip"}
 	if rep, _ := a.ev.view(v.Host); rep != nil {
 		age := now.Sub(rep.at)
@@ -185,6 +186,18 @@ func (a *Agent) viewPaths(v *client.Host, m cluster.Member, now time.Time) {
 	v.Power = client.PathView{State: "none", Why: "no fence device is configured"}
 	if len(a.d.Fences[v.Host]) > 0 {
 		v.Power = a.power.path(v.Host, now)
+		a.viewTrust(v, distrust, now)
+	}
+}
+
+// viewTrust shows whether an off of a host's devices would be a proof.
+func (a *Agent) viewTrust(v *client.Host, distrust string, now time.Time) {
+	v.PowerTrusted = true
+	for _, key := range a.deviceKeys(v.Host) {
+		if ok, why := a.power.vouches(v.Host, key, distrust, now); !ok {
+			v.PowerTrusted = false
+			v.Power.Why += "; an off would be no proof now: " + why
+		}
 	}
 }
 

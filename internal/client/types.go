@@ -253,6 +253,9 @@ type Host struct {
 	Storage     PathView          `json:"storage"`
 	Helper      PathView          `json:"helper"`
 	Power       PathView          `json:"power"`
+	// PowerTrusted says that an off of all of the host's fence devices would be
+	// a proof, as far as they are known by now.
+	PowerTrusted bool `json:"power_trusted"`
 	Left        haven.LeaveReason `json:"left,omitempty"`
 	Incident    haven.IncidentID  `json:"incident,omitempty"`
 	Proof       *haven.Proof      `json:"proof,omitempty"`
