@@ -232,8 +232,8 @@ func (p *player) whole(ctx context.Context) (string, error) {
 				return fmt.Sprintf("the %s path of %s is %s: %s", name, h.Host, path.State, path.Why), nil
 			}
 		}
-		if h.Verdict != haven.VerdictHealthy || !h.Connected || h.Refuses != "" || h.Hold.Reason != "" || h.Power.State != "on" {
-			return fmt.Sprintf("%s is %s, power %s %s %s", h.Host, h.Verdict, h.Power.State, h.Refuses, h.Hold.Detail), nil
+		if h.Verdict != haven.VerdictHealthy || !h.Connected || h.Refuses != "" || h.Hold.Reason != "" || h.Power.State != "on" || !h.PowerTrusted {
+			return fmt.Sprintf("%s is %s, power %s (%s) %s %s", h.Host, h.Verdict, h.Power.State, h.Power.Why, h.Refuses, h.Hold.Detail), nil
 		}
 	}
 	for _, vm := range vms {

@@ -34,8 +34,8 @@ type line struct {
 // over says why the recovery is not over yet.
 func (r *recovering) over(ctx context.Context) (string, error) {
 	r.watchVerdict(ctx)
-	if why, err := r.findIncident(ctx); why != "" || err != nil {
-		return why, err
+	if why := r.findIncident(ctx); why != "" {
+		return why, nil
 	}
 	if r.incident.Step != haven.StepClosed {
 		return fmt.Sprintf("incident %s is %s; %s", r.incident.ID, r.incident.Step, r.incident.Hold.Detail), nil
@@ -82,13 +82,13 @@ func (r *recovering) watchVerdict(ctx context.Context) {
 	r.verdicts = append(r.verdicts, line{at: at, who: "verdict", what: fmt.Sprintf("%s: %s", h.Verdict, h.Explanation)})
 }
 
-// findIncident reads the incident that the cut led to.
-func (r *recovering) findIncident(ctx context.Context) (string, error) {
+// findIncident reads the incident that the cut led to, or says why there is none.
+func (r *recovering) findIncident(ctx context.Context) string {
 	id := r.incident.ID
 	if id == "" {
 		var all []client.Incident
 		if err := r.get(ctx, "/v1/incidents", &all); err != nil {
-			return err.Error(), nil
+			return err.Error()
 		}
 		for _, in := range all {
 			if in.Host == r.victim && in.OpenedAt.After(r.cut) {
@@ -97,14 +97,14 @@ func (r *recovering) findIncident(ctx context.Context) (string, error) {
 		}
 	}
 	if id == "" {
-		return "no incident is open", nil
+		return "no incident is open"
 	}
 	var in client.Incident
 	if err := r.get(ctx, "/v1/incidents/"+string(id), &in); err != nil {
-		return err.Error(), nil
+		return err.Error()
 	}
 	r.incident = in
-	return "", nil
+	return ""
 }
 
 // timeline is what happened after a moment.
@@ -119,6 +119,7 @@ func (r *recovering) timeline() timeline {
 		switch e.Kind {
 		case world.PowerOff, world.PowerOn, world.VMRuns, world.VMEnds, world.Broken:
 			t.lines = append(t.lines, line{at: e.at, who: "truth", what: e.Text})
+		default: // no part of the story
 		}
 	}
 	if in := r.incident; in.ID != "" {
