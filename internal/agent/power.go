@@ -211,9 +211,11 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger 
 		d := detector.PowerReading{
 			Device: r.device, Session: r.session, By: by, State: r.State, Started: at(r.Start), Finished: at(r.Finish),
 		}
-		if first, off := firstOff[r.device]; off {
-			d.Trusted, d.Why = p.trusted(r.device, first, ledger.Distrust)
+		first, off := firstOff[r.device]
+		if !off {
+			first = r.Reading
 		}
+		d.Trusted, d.Why = p.trusted(r.device, first, ledger.Distrust)
 		if ledger.GUID != "" && r.GUID != "" {
 			d.GUID = haven.TriOf(string(r.GUID) == ledger.GUID)
 		}
