@@ -96,7 +96,7 @@ func New(d Deps) (a *Agent, err error) {
 	}); err != nil {
 		return nil, fmt.Errorf("open API port: %w", err)
 	}
-	opened = append(opened, a.mux.Raft().Close)
+	opened = append(opened, a.closePort)
 	a.transport = tlsmux.NewTransport(d.Net, d.Credentials, a.apiAddress)
 	a.client = client.New(a.transport)
 	if err = a.openExecutor(); err != nil {
@@ -113,6 +113,13 @@ func New(d Deps) (a *Agent, err error) {
 		return nil, fmt.Errorf("open election: %w", err)
 	}
 	return a, nil
+}
+
+// closePort closes the port of an agent that never runs.
+func (a *Agent) closePort() error {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	return a.mux.Run(ended)
 }
 
 // apiAddress finds the API of a host.

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/netx"
+	"github.com/haven-ha/haven/internal/obs"
+	"github.com/haven-ha/haven/internal/pki"
+	"github.com/haven-ha/haven/internal/world"
+	"github.com/haven-ha/haven/vmrestart"
+)
+
+// parts are what one agent on loopback needs, without a store and a BMC.
+func parts(t *testing.T, last byte) Deps {
+	t.Helper()
+	dir := t.TempDir()
+	addr := netip.AddrFrom4([4]byte{127, byte(os.Getpid()>>8) | 1, byte(os.Getpid()), last})
+	cfg, err := config.Parse("test.yaml", fmt.Appendf(nil, `
+cluster: prod-a
+data_dir: %[1]s
+bootstrap_expect: 2
+gossip: {port: 7946, key_file: %[1]s/gossip.key}
+api: {port: 7947, ca_file: %[1]s/ca.pem, cert_file: %[1]s/host.pem, key_file: %[1]s/host.key}
+helper: {port: 8443, cert_file: %[1]s/host.pem, key_file: %[1]s/host.key, username: haven, password_file: %[1]s/helper.password}
+fencing: {action: none}
+hosts:
+  kvm-01: {address: %[2]s}
+  kvm-02: {address: 127.0.0.99}
+`, dir, addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.NewCA("prod-a", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := ca.IssueHost("kvm-01", []netip.Addr{addr}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds, err := pki.NewCredentials("prod-a", ca.Pair().Cert, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine := world.New(func(string) {}).Add("kvm-01", 4096)
+	machine.PowerOn()
+	_, boot := machine.On()
+	d := Deps{
+		Config: cfg, Host: "kvm-01", Boot: boot, Version: "test", Net: netx.Real{}, Credentials: creds,
+		GossipKeys: []cluster.Key{make([]byte, 32)}, Raft: election.DirStorage(filepath.Join(dir, "raft")),
+		Journal: vmrestart.FileJournal{Path: filepath.Join(dir, "orders.json")}, Hypervisor: machine.Hypervisor(),
+		Probe: noProbe{}, Boottime: boottime, Metrics: obs.NewMetrics(), Log: slog.New(slog.DiscardHandler),
+	}
+	if d.State, d.Incarnation, err = OpenIdentity(dir); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+type noProbe struct{}
+
+func (noProbe) ReadProbe(context.Context, string) error { return nil }
+
+// settled waits until no more goroutines and files are open than before: the
+// runtime takes a moment to forget those that ended.
+func settled(t *testing.T, goroutines, files int) {
+	t.Helper()
+	var g, f int
+	for range 200 {
+		runtime.Gosched()
+		g, f = runtime.NumGoroutine(), openFiles(t)
+		if g <= goroutines && f <= files {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	buf := make([]byte, 1<<20)
+	t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", goroutines, files, g, f, buf[:runtime.Stack(buf, true)])
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// TestNewThatFailsLeavesNothing: whatever New opened before it failed is closed,
+// the port above all: the next try must find it free.
+func TestNewThatFailsLeavesNothing(t *testing.T) {
+	tests := []struct {
+		name   string
+		damage func(t *testing.T, d *Deps)
+	}{
+		{"a host that is not configured", func(_ *testing.T, d *Deps) { d.Host = "kvm-09" }},
+		{"a damaged order journal", func(t *testing.T, d *Deps) {
+			path := filepath.Join(t.TempDir(), "orders.json")
+			if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d.Journal = vmrestart.FileJournal{Path: path}
+		}},
+		{"no gossip key", func(_ *testing.T, d *Deps) { d.GossipKeys = nil }},
+		{"a gossip port in use", func(t *testing.T, d *Deps) {
+			self, _ := d.Config.Host(d.Host)
+			l, err := net.Listen("tcp", hostPort(self.Address, d.Config.Gossip.Port)) //nolint:forbidigo // it is in the way
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+		}},
+		{"a store without a name", func(_ *testing.T, d *Deps) { d.Stores = []Store{{}} }},
+		{"a Raft directory that is a file", func(t *testing.T, d *Deps) {
+			path := filepath.Join(t.TempDir(), "raft")
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d.Raft = election.DirStorage(path)
+		}},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			good := parts(t, byte(10+i))
+			goroutines, files := runtime.NumGoroutine(), openFiles(t)
+			bad := good
+			bad.Metrics = obs.NewMetrics()
+			t.Run("broken", func(t *testing.T) {
+				tt.damage(t, &bad)
+				if _, err := New(bad); err == nil {
+					t.Fatal("New did not fail")
+				}
+			})
+			settled(t, goroutines, files)
+			a, err := New(good)
+			if err != nil {
+				t.Fatalf("the next try: %v", err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := a.Run(ctx); err != nil {
+				t.Errorf("Run with a context that has ended: %v", err)
+			}
+			settled(t, goroutines, files)
+		})
+	}
+}
+
+// TestAgentLeavesNothingBehind (P8): an agent that is started and stopped again
+// and again leaves no goroutine and no file open.
+func TestAgentLeavesNothingBehind(t *testing.T) {
+	d := parts(t, 50)
+	var goroutines, files int
+	for i := range 20 {
+		d.Metrics = obs.NewMetrics()
+		a, err := New(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- a.Run(ctx) }()
+		for a.judgement.Load() == nil { // it lives
+			time.Sleep(time.Millisecond)
+		}
+		if i%3 == 0 { // nobody is there to be told, and no master
+			bye, cancel := context.WithTimeout(ctx, 6*time.Second)
+			if err := a.Leave(bye, haven.LeaveStopped); err != nil {
+				t.Errorf("leave: %v", err)
+			}
+			cancel()
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			goroutines, files = runtime.NumGoroutine(), openFiles(t)
+		}
+	}
+	settled(t, goroutines, files)
+}
