@@ -96,11 +96,13 @@ func (m *Machine) incidentID(s *ledger.State, h *ledger.Host) haven.IncidentID {
 // pursue takes an incident without proof further.
 func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
 	if attempt, pending := in.Pending(); pending {
+		if end, ok := m.ended[in.ID]; ok && end.N == attempt.N {
+			m.end(end) // it did not come to the ledger yet
+			return
+		}
 		if view.Verdict == haven.VerdictDead {
 			m.prove(h, in, view)
-		}
-		if m.ended[in.ID] == attempt.N {
-			return // its end is on its way to the ledger
+			return
 		}
 		// An attempt that this master did not begin was its predecessor's. Fencing
 		// reads the power state first, so that beginning again repeats nothing.
@@ -198,6 +200,12 @@ func (m *Machine) hold(in *ledger.Incident, hold haven.Hold) {
 	m.propose(note)
 }
 
+// end says that an attempt is over.
+func (m *Machine) end(e ledger.EndFence) {
+	m.propose(e)
+	m.wake(time.Millisecond)
+}
+
 // fence decides a power-off, unless something forbids it.
 func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
 	if hold := m.brake(s, h, in, view); hold.Reason != "" {
@@ -229,6 +237,9 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	if view.NoFence != "" {
 		return haven.Hold{Reason: haven.HoldObserver, Detail: view.NoFence}
 	}
+	if h.Role == haven.RoleWitness {
+		return haven.Hold{Reason: haven.HoldActionNone, Detail: "it is a witness: it runs no VMs, and nothing is won by powering it off"}
+	}
 	action := m.cfg.Action
 	if a, ok := m.cfg.Actions[h.ID]; ok {
 		action = a
@@ -248,6 +259,11 @@ func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
 	history := make([]fencing.FenceRecord, 0, len(s.Fences))
 	for _, f := range s.Fences {
 		history = append(history, fencing.FenceRecord{Host: f.Host, Incident: f.Incident, At: f.At})
+	}
+	for _, c := range m.out.Commands { // decided a moment ago
+		if b, ok := c.(ledger.BeginFence); ok {
+			history = append(history, fencing.FenceRecord{Host: s.Incidents[b.ID].Host, Incident: b.ID, At: b.Attempt.BegunAt})
+		}
 	}
 	may := m.cfg.Cap.Allow(m.now, history, in.ID, in.Host)
 	if may.Allowed {
@@ -270,13 +286,8 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 	if d.Err != nil {
 		detail = d.Err.Error()
 	}
-	m.ended[in.ID] = act.N
-	proved := d.Proof != nil && d.Proof.Boot == in.Boot && d.Proof.Host == in.Host
-	m.propose(ledger.EndFence{ID: in.ID, N: act.N, Proved: proved, Detail: detail, At: m.now})
-	if proved {
-		m.propose(ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)})
-		m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: in.Host, Incident: in.ID, Text: d.Proof.Detail})
-		m.wake(time.Millisecond)
+	m.ended[in.ID] = ledger.EndFence{ID: in.ID, N: act.N, Proved: proves(in, d), Detail: detail, At: m.now}
+	if in.Proof != nil || m.proof(s, act, d) {
 		return
 	}
 	r := m.blocked[in.ID]
@@ -287,6 +298,24 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 		"%s; next attempt in %s; if it is off, say so: haven fence confirm %s", detail, fencePause(r.n), in.Host)}
 	m.propose(ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)})
 	m.notice(Notice{Kind: "fence-blocked", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Detail})
+}
+
+// proves says whether a fence brought a proof about the boot of an incident.
+func proves(in *ledger.Incident, d Done) bool {
+	return d.Proof != nil && d.Proof.Boot == in.Boot && d.Proof.Host == in.Host
+}
+
+// proof records what a fence proved, if it did. A proof is about a boot, not
+// about an attempt: it counts whoever began the fence.
+func (m *Machine) proof(s *ledger.State, act Fence, d Done) bool {
+	in := s.Incidents[act.Incident]
+	if in == nil || !in.Open() || in.Proof != nil || !proves(in, d) {
+		return false
+	}
+	m.propose(ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)})
+	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: in.Host, Incident: in.ID, Text: d.Proof.Detail})
+	m.wake(time.Millisecond)
+	return true
 }
 
 // fencePause grows from 10 s to 5 minutes: long enough for a BMC that restarts,
@@ -300,30 +329,36 @@ func (m *Machine) settle(s *ledger.State, in *ledger.Incident) {
 	if attempt, pending := in.Pending(); pending {
 		// While it is at work its end is awaited.
 		if _, flies := m.flying[Fence{Host: in.Host}.Key()]; !flies {
-			m.propose(ledger.EndFence{ID: in.ID, N: attempt.N, Detail: "another proof came first", At: m.now})
-			m.wake(time.Millisecond)
+			end, ok := m.ended[in.ID]
+			if !ok || end.N != attempt.N {
+				end = ledger.EndFence{ID: in.ID, N: attempt.N, Detail: "another proof came first", At: m.now}
+			}
+			m.end(end)
 		}
 		return
 	}
-	waiting, ordered := 0, 0
+	waiting, ordered, running := 0, 0, 0
 	for _, id := range in.VMs {
 		vm := s.VMs[id]
-		if vm == nil || vm.Incident != in.ID || vm.Desired != ledger.DesiredRunning {
-			continue
-		}
-		switch vm.Phase {
-		case ledger.PhaseFreed:
+		switch {
+		case vm == nil:
+		case vm.Phase == ledger.PhaseOwned:
+			running++
+		case vm.Incident != in.ID || vm.Desired != ledger.DesiredRunning: // it is another incident's, or nobody's
+		case vm.Phase == ledger.PhaseFreed:
 			waiting++
-		case ledger.PhaseOrdered:
+		default:
 			ordered++
-		case ledger.PhaseOwned:
 		}
 	}
 	switch {
 	case waiting+ordered == 0:
 		outcome := fmt.Sprintf("all %d VMs run again", len(in.VMs))
-		if len(in.VMs) == 0 {
+		switch {
+		case len(in.VMs) == 0:
 			outcome = "it ran no protected VMs"
+		case running < len(in.VMs):
+			outcome = fmt.Sprintf("%d of %d VMs run again; the others were lost once more, or given up by their users", running, len(in.VMs))
 		}
 		m.propose(ledger.CloseIncident{ID: in.ID, Outcome: outcome, Entry: m.entry(nil, "closed: %s", outcome)})
 		m.notice(Notice{Kind: "incident-closed", Host: in.Host, Incident: in.ID, Text: outcome})

@@ -189,8 +189,8 @@ type Machine struct {
 	healthy map[haven.HostID]time.Time
 	// troubled is since when a host's verdict has been worth an incident.
 	troubled map[haven.HostID]time.Time
-	twice    map[haven.VMID]bool
-	ended    map[haven.IncidentID]int // fence attempts whose end the ledger may not show yet
+	twice    map[haven.VMID]bool                  // seen on two hosts, in this step
+	ended    map[haven.IncidentID]ledger.EndFence // of attempts that are over, until the ledger shows it
 
 	now time.Time
 	in  Input
@@ -227,8 +227,7 @@ func New(cfg Config) *Machine {
 		fetched: map[string]time.Time{},
 		blocked: map[haven.IncidentID]retry{},
 		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
-		twice: map[haven.VMID]bool{},
-		ended: map[haven.IncidentID]int{},
+		ended: map[haven.IncidentID]ledger.EndFence{},
 	}
 }
 
@@ -236,6 +235,7 @@ func New(cfg Config) *Machine {
 // the acts and steps again when something changed.
 func (m *Machine) Step(s *ledger.State, in Input) Output {
 	m.now, m.in, m.out = in.Now, in, Output{Wake: time.Second}
+	m.twice = map[haven.VMID]bool{}
 	for _, d := range in.Done {
 		m.absorb(s, d)
 	}
@@ -253,14 +253,23 @@ func (m *Machine) Step(s *ledger.State, in Input) Output {
 	return m.out
 }
 
-// absorb takes in the end of an act.
+// absorb takes in the end of an act. It may be one that this machine did not
+// begin: when a host becomes master again, acts of its earlier term still end.
 func (m *Machine) absorb(s *ledger.State, d Done) {
-	delete(m.flying, d.Act.Key())
+	began, flies := m.flying[d.Act.Key()]
+	mine := flies && !d.Begun.Before(began)
+	if mine {
+		delete(m.flying, d.Act.Key())
+	}
 	switch act := d.Act.(type) {
 	case Fence:
-		m.fenced(s, act, d)
+		if mine {
+			m.fenced(s, act, d)
+		} else {
+			m.proof(s, act, d)
+		}
 	case Ask:
-		if d.Err == nil && d.Inventory != nil && d.Inventory.Host == act.Host {
+		if d.Err == nil && d.Inventory != nil && d.Inventory.Host == act.Host && !d.Begun.Before(m.answers[act.Host].asked) {
 			m.answers[act.Host] = answer{*d.Inventory, d.Begun}
 		}
 	case Send:
@@ -294,6 +303,13 @@ func (m *Machine) forget(s *ledger.State) {
 	for id := range m.blocked {
 		if in := s.Incidents[id]; in == nil || !in.Open() {
 			delete(m.blocked, id)
+		}
+	}
+	for id, end := range m.ended {
+		in := s.Incidents[id]
+		if in == nil {
+			delete(m.ended, id)
+		} else if attempt, pending := in.Pending(); !pending || attempt.N != end.N {
 			delete(m.ended, id)
 		}
 	}

@@ -24,7 +24,7 @@ func (m *Machine) place(s *ledger.State) {
 		}
 		absences[id] = absent
 		vms = append(vms, vmrestart.PlanVM{
-			ID: id, Name: vm.Name, MemoryMiB: vm.MemoryMiB, VCPUs: vm.VCPUs, Last: vm.Owner, Avoid: avoid(vm),
+			ID: id, Name: vm.Name, MemoryMiB: vm.MemoryMiB, VCPUs: vm.VCPUs, Last: vm.Owner, Avoid: m.avoid(vm),
 		})
 	}
 	if len(vms) == 0 {
@@ -53,7 +53,8 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 		m.holdVM(vm, haven.Hold{Reason: haven.HoldGeneration, Detail: fmt.Sprintf("after the restore of the ledger no word yet from %v; 'haven host release' lets one go", awaited)})
 		return nil, false
 	}
-	if left := m.pause(vm); left > 0 {
+	left := m.pause(vm)
+	if left > 0 {
 		m.wake(left)
 		return nil, false
 	}
@@ -61,7 +62,7 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 	switch {
 	case len(missing) > 0:
 		// Asking takes a moment; only a host that stays silent is worth a hold.
-		if m.now.Sub(m.seen[vm.ID].at) > 2*m.cfg.AbsenceAge {
+		if -left > 2*m.cfg.AbsenceAge {
 			m.holdVM(vm, haven.Hold{Reason: haven.HoldMaybeElsewhere, Detail: fmt.Sprintf("no word that it is not there from %v", missing)})
 		}
 		return nil, false
@@ -84,20 +85,31 @@ var retryDelays = [...]time.Duration{0, 15 * time.Second, time.Minute, 2 * time.
 // lock of a dead host goes away by itself within a lease of the storage.
 const lockRetry = 2 * time.Second
 
-// refusalRetry is the pause after a refusal: nothing was begun.
-const refusalRetry = time.Second
+// refusalPause is the pause after a refusal. Nothing was begun, so that it is
+// short; when refusals follow one another, nobody can start the VM, and each one
+// is two entries in the log.
+func refusalPause(vm *ledger.VM) time.Duration {
+	n := 0
+	for _, a := range vm.Attempts {
+		if n++; a.Status != haven.OrderRefused {
+			n = 0
+		}
+	}
+	return min(30*time.Second, time.Second<<min(max(n-1, 0), 5))
+}
 
 // attemptsCount is how many attempts back are looked at.
 const attemptsWindow = time.Hour
 
-// pause returns how long a VM must still wait after attempts that failed.
+// pause returns how long a VM must still wait after attempts that failed; below
+// zero, for how long it has waited for other things.
 func (m *Machine) pause(vm *ledger.VM) time.Duration {
 	since := m.now.Sub(m.seen[vm.ID].at)
 	switch vm.Freed.By {
 	case ledger.FreedByProof, ledger.FreedByReboot:
-		return 0
+		return -since
 	case ledger.FreedByRefusal:
-		return refusalRetry - since
+		return refusalPause(vm) - since
 	case ledger.FreedByGone, ledger.FreedByFailure:
 	}
 	failed := 0
@@ -112,14 +124,22 @@ func (m *Machine) pause(vm *ledger.VM) time.Duration {
 	return retryDelays[min(max(failed-1, 0), len(retryDelays)-1)] - since
 }
 
-// avoid lists the hosts on which a VM failed to start since it last ran.
-func avoid(vm *ledger.VM) map[haven.HostID]string {
+// inPlace is how often within attemptsWindow a VM that ended by itself is started
+// again where it was, before it is given to another host.
+const inPlace = 2
+
+// avoid lists the hosts on which a VM failed lately.
+func (m *Machine) avoid(vm *ledger.VM) map[haven.HostID]string {
 	hosts := map[haven.HostID]string{}
+	failed := 0
 	for _, a := range vm.Attempts {
-		hosts[a.Host] = a.Detail
+		if m.now.Sub(a.At) < attemptsWindow {
+			hosts[a.Host] = a.Detail
+			failed++
+		}
 	}
-	if vm.Freed.By == ledger.FreedByGone && len(hosts) == 1 {
-		return nil // the first time it is started again where it was
+	if vm.Freed.By == ledger.FreedByGone && len(hosts) == 1 && failed <= inPlace {
+		return nil
 	}
 	return hosts
 }
@@ -129,9 +149,12 @@ func (m *Machine) candidates(s *ledger.State) []vmrestart.PlanHost {
 	promised := map[haven.HostID]uint64{}
 	starting := map[haven.HostID]int{}
 	for _, vm := range s.VMs {
-		if vm.Phase == ledger.PhaseOrdered {
+		switch {
+		case vm.Phase == ledger.PhaseOrdered:
 			starting[vm.Owner]++
 			promised[vm.Owner] += vm.MemoryMiB
+		case vm.Phase == ledger.PhaseOwned && vm.Desired == ledger.DesiredRunning && m.in.Hosts[vm.Owner].Inventory.Has(vm.ID) == haven.No:
+			promised[vm.Owner] += vm.MemoryMiB // its host's report is older than its start
 		}
 	}
 	var hosts []vmrestart.PlanHost
@@ -217,15 +240,15 @@ func (m *Machine) ordered(s *ledger.State, vm *ledger.VM) {
 	if view.Connected && view.Inventory.Has(vm.ID) == haven.Yes {
 		m.foundRunning(s, vm)
 	}
-	if !view.Connected && m.now.Sub(m.seen[vm.ID].at) > m.cfg.UnknownAfter {
-		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("order %s is at %s, which does not answer; it stays there until the host answers or is proved dead", o.ID, o.Target)})
+	late := m.now.Sub(m.seen[vm.ID].at) > m.cfg.UnknownAfter
+	switch why := outOfSight(h, o, view); {
+	case why != "" && (late || h.State != o.TargetState):
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("order %s is at %s, %s", o.ID, o.Target, why)})
+	case why == "" && vm.Hold.Reason == haven.HoldOrderUnknown:
+		m.holdVM(vm, haven.Hold{})
 	}
-	if view.Connected && h.State != o.TargetState {
-		// Nobody knows what the agent that had the order began, and a start that
-		// waits in the VM manager shows nowhere. Only the end of the boot, or the
-		// VM itself, settles it.
-		m.holdVM(vm, haven.Hold{Reason: haven.HoldOrderUnknown, Detail: fmt.Sprintf("the agent of %s lost the directory in which order %s was written; a start of %s there by hand, or a reboot of the host, ends this", o.Target, o.ID, vm.Name)})
-		return
+	if h.State != o.TargetState {
+		return // nobody is there who could take it
 	}
 	if last, ok := m.sent[o.ID]; ok && m.now.Sub(last) < sendEvery {
 		m.wake(sendEvery - m.now.Sub(last))
@@ -234,6 +257,23 @@ func (m *Machine) ordered(s *ledger.State, vm *ledger.VM) {
 	if m.begin(Send{Order: o.ID, VM: vm.ID, Host: o.Target}) {
 		m.sent[o.ID] = m.now
 	}
+}
+
+// outOfSight says why nobody knows how an order stands, or nothing.
+func outOfSight(h *ledger.Host, o *ledger.OrderRecord, view HostView) string {
+	switch {
+	case h.State != o.TargetState:
+		// Nobody knows what the agent that had the order began, and a start that
+		// waits in the VM manager shows nowhere.
+		return "whose agent lost its data directory since; a start of the VM there by hand, or a reboot of the host, ends this"
+	case !view.Connected:
+		return "which does not answer; it stays there until the host answers or is proved dead"
+	case o.Status == haven.OrderNone:
+		return "which answers, but has not taken it"
+	case o.Status == haven.OrderUnknown:
+		return "which does not know what became of it: " + o.Detail
+	}
+	return ""
 }
 
 // foundRunning settles an order whose report was lost, by what the target says
@@ -260,7 +300,8 @@ func (m *Machine) delivered(s *ledger.State, act Send, d Done) {
 // report records what became of an order, and says whether that ends it.
 func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bool {
 	o := vm.Order
-	if r.Order != o.ID || r.Status == haven.OrderNone || (r.Status == o.Status && r.Detail == o.Detail) {
+	mayFree := r.State == o.TargetState || (r.Status != haven.OrderRefused && r.Status != haven.OrderFailed)
+	if r.Order != o.ID || r.Boot != o.TargetBoot || !mayFree || r.Status == haven.OrderNone || (r.Status == o.Status && r.Detail == o.Detail) {
 		return false
 	}
 	for _, c := range m.out.Commands {

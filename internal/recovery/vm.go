@@ -101,18 +101,23 @@ func (m *Machine) runsTwice(s *ledger.State, vm *ledger.VM) bool {
 			at = append(at, host)
 		}
 	}
-	twice := len(at) > 1
-	if twice && !m.twice[vm.ID] {
-		m.twice[vm.ID] = true
+	held := vm.Hold.Reason == haven.HoldRunsTwice
+	if len(at) > 1 && !held {
 		hold := haven.Hold{Reason: haven.HoldRunsTwice, Since: m.now, Detail: fmt.Sprintf("seen running on %v; stop the wrong one by hand", at)}
 		m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch, Hold: hold})
 		m.notice(Notice{Kind: "runs-twice", Alarm: true, VM: vm.ID, Host: at[0], Text: hold.Detail})
 	}
-	if !twice && m.twice[vm.ID] {
-		delete(m.twice, vm.ID)
-		m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch})
+	// A host that does not answer now may still have one of the two.
+	m.twice[vm.ID] = len(at) > 1 || held && !m.allConnected(s)
+	if held && !m.twice[vm.ID] {
+		m.holdVM(vm, haven.Hold{})
 	}
-	return twice
+	return m.twice[vm.ID]
+}
+
+// allConnected says whether every host that may have VMs reports.
+func (m *Machine) allConnected(s *ledger.State) bool {
+	return !slices.ContainsFunc(s.MayHave(), func(id haven.HostID) bool { return !m.in.Hosts[id].Connected })
 }
 
 // migration says whether a paused VM is one that is on its way.
@@ -135,6 +140,8 @@ func (m *Machine) owned(s *ledger.State, vm *ledger.VM) {
 		migrating := info.State == haven.VMMigrating || info.State == haven.VMIncoming
 		if vm.Desired != ledger.DesiredRunning || vm.Migrating != migrating {
 			m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredRunning, Migrating: migrating})
+		} else if vm.Hold.Reason != haven.HoldRunsTwice {
+			m.holdVM(vm, haven.Hold{}) // what held it is over
 		}
 	case present == haven.No && (vm.Desired == ledger.DesiredRunning || m.elsewhere(s, vm) != ""):
 		m.vanished(s, vm, view)
@@ -157,6 +164,7 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 	switch {
 	case view.Leave == haven.LeaveShutdown:
 		// The host takes its VMs down with it. Their users did not stop them.
+	case !listed && !m.nowhere(s, vm):
 	case !listed:
 		m.propose(ledger.ForgetVM{VM: vm.ID, Epoch: vm.Epoch})
 		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was undefined by its user and is not protected any more"})
@@ -168,6 +176,16 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 		m.notice(Notice{Kind: "vm-ended", Alarm: true, Host: vm.Owner, VM: vm.ID, Text: vm.Name + " ended by itself (" + info.Reason + ")"})
 		m.wake(time.Millisecond)
 	}
+}
+
+// nowhere says whether every host says that it does not have a VM which its owner
+// does not even list. A migration may have taken the definition along.
+func (m *Machine) nowhere(s *ledger.State, vm *ledger.VM) bool {
+	_, present, missing := m.words(s, vm)
+	if len(present) > 0 {
+		m.moved(s, vm)
+	}
+	return len(present)+len(missing) == 0
 }
 
 // stoppedByUser says whether a VM that is shut off is so because somebody
@@ -204,6 +222,9 @@ func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
 	}
 	switch len(present) {
 	case 0:
+		if vm.Desired != ledger.DesiredRunning {
+			return
+		}
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: "lost in migration: no host has it"})
 		m.wake(time.Millisecond)
 	case 1:

@@ -30,12 +30,19 @@ type checker struct {
 
 	// What the world was like, by samples.
 	samples  int
-	quorate  map[haven.HostID]time.Duration    // when it last reached a majority
+	quorate  map[haven.HostID]time.Duration    // when it last reached a majority of all hosts
+	led      map[haven.HostID]reign            // when it was last master
 	near     map[[2]haven.HostID]time.Duration // when two agents last could talk
 	alive    map[[2]haven.HostID]time.Duration // since when the first could have seen the second live by network
 	beating  map[haven.HostID]time.Duration    // since when its beats have landed without a break
 	bad4     map[haven.HostID]time.Duration    // since when it has been in trouble
 	allStore time.Duration                     // since when no store has worked for anybody; -1: one does
+}
+
+// reign is when somebody was master, and in what Raft term.
+type reign struct {
+	at   time.Duration
+	term uint64
 }
 
 // powerDown is one host that was told to go off in one boot.
@@ -52,9 +59,10 @@ const (
 	// seenFor is how long a host must have been visibly alive before a power-off
 	// of it is a crime. The shortest verdict needs 8 s of silence.
 	seenFor = 6 * time.Second
-	// quorumAge is how long ago a master may have reached a majority when it
-	// acts: a verification, a lease and one slow session.
-	quorumAge = 4 * time.Second
+	// actAge is how long ago a master may have been in place, and may have
+	// reached a majority, when something is done: a verification, a lease and one
+	// slow session.
+	actAge = 4 * time.Second
 	// reignOverlap is how long after the first commit of a new term an act of an
 	// older one is still tolerated: what was verified right before it.
 	reignOverlap = 1500 * time.Millisecond
@@ -70,7 +78,7 @@ func newChecker(c *Cluster) *checker {
 	return &checker{
 		c: c, boots: map[haven.HostID]haven.BootID{}, applied: map[uint64]ledger.Position{}, terms: map[uint64]time.Duration{},
 		ordered: map[haven.VMID]haven.Order{}, starts: map[haven.OrderID]int{},
-		quorate: map[haven.HostID]time.Duration{}, near: map[[2]haven.HostID]time.Duration{},
+		quorate: map[haven.HostID]time.Duration{}, led: map[haven.HostID]reign{}, near: map[[2]haven.HostID]time.Duration{},
 		alive: map[[2]haven.HostID]time.Duration{}, beating: map[haven.HostID]time.Duration{}, bad4: map[haven.HostID]time.Duration{},
 		allStore: -1,
 	}
@@ -174,23 +182,43 @@ func (k *checker) vmRuns(e Event) {
 }
 
 // startCall checks a start at the moment at which an agent asks for it (P3): a
-// master that reaches a majority must have been at hand.
+// master must have been at hand, and none newer may have begun.
 func (k *checker) startCall(e Event) {
 	now := k.c.Now()
+	why := "no master is near"
 	for _, m := range k.c.hosts {
-		at, quorate := k.quorate[m.ID]
+		r, led := k.led[m.ID]
+		if term, leads := m.leads(); leads {
+			r, led = reign{now, term.Term}, true
+		}
 		close, talked := k.near[[2]haven.HostID{e.Host, m.ID}]
-		if quorate && now-at <= quorumAge && (m.ID == e.Host || talked && now-close <= quorumAge) {
+		if !led || now-r.at > actAge || m.ID != e.Host && (!talked || now-close > actAge) {
+			continue
+		}
+		if newer := k.newer(r.term, now); newer == 0 {
 			return
+		} else {
+			why = fmt.Sprintf("%s near by leads in term %d, term %d has begun", m.ID, r.term, newer)
 		}
 	}
-	k.broken("P3", "%s asks for a start of %s with no master near that reaches a majority", e.Host, shortVM(e.VM))
+	k.broken("P3", "%s asks for a start of %s: %s", e.Host, shortVM(e.VM), why)
+}
+
+// newer returns a term that began, for certain, before now and after the given
+// one; 0 when there is none.
+func (k *checker) newer(term uint64, now time.Duration) uint64 {
+	for t, began := range k.terms {
+		if t > term && now-began > reignOverlap {
+			return t
+		}
+	}
+	return 0
 }
 
 // powerDown checks a power-off command at the moment at which the board has it.
 func (k *checker) powerDown(e Event) {
 	now := k.c.Now()
-	if at, ok := k.quorate[e.By]; !ok || now-at > quorumAge {
+	if at, ok := k.quorate[e.By]; !ok || now-at > actAge {
 		k.broken("P3", "%s sent a power-off to %s without having reached a majority", e.By, e.Host)
 	}
 	k.superseded(e, now)
@@ -205,10 +233,8 @@ func (k *checker) superseded(e Event, now time.Duration) {
 		k.broken("P3", "%s sent a power-off to %s and is no master", e.By, e.Host)
 		return
 	}
-	for t, began := range k.terms {
-		if t > term.Term && now-began > reignOverlap {
-			k.broken("P3", "%s sent a power-off to %s in term %d; term %d began %s before", e.By, e.Host, term.Term, t, now-began)
-		}
+	if t := k.newer(term.Term, now); t != 0 {
+		k.broken("P3", "%s sent a power-off to %s in term %d; term %d has begun", e.By, e.Host, term.Term, t)
 	}
 }
 
@@ -300,6 +326,12 @@ func (k *checker) sample() {
 		}
 	}
 	lossy := k.c.lossy()
+	reigns := map[haven.HostID]haven.Term{}
+	for _, h := range k.c.hosts {
+		if term, leads := h.leads(); leads && !h.frozen() {
+			reigns[h.ID] = term
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.c.Now()
@@ -312,10 +344,15 @@ func (k *checker) sample() {
 			pair := [2]haven.HostID{a.ID, b.ID}
 			if talks[pair] && sa.agent && sb.agent {
 				k.near[pair] = now
+			}
+			if talks[pair] && sa.agent {
 				reached++
 			}
 			visible := talks[pair] && sa.agent && sb.power && !sb.frozen && !lossy && a != b
 			since(k.alive, pair, visible, now)
+		}
+		if term, leads := reigns[a.ID]; leads {
+			k.led[a.ID] = reign{now, term.Term}
 		}
 		if reached > len(k.c.hosts)/2 {
 			k.quorate[a.ID] = now

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -318,7 +319,7 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 	d := agent.Deps{
 		Config: c.config, Host: h.ID, Boot: l.boot, Version: "sim", State: state, Incarnation: incarnation,
 		Net: p.net, Credentials: h.creds, GossipKeys: []cluster.Key{c.key},
-		Raft:    election.WithFaults(h.raft, func(election.Op) error { return h.diskWaits(l) }),
+		Raft:    election.WithFaults(h.raft, func(op election.Op) error { return h.diskWaits(l, op) }),
 		Journal: journal{l}, Helper: h.askHelper(p), Fences: map[haven.HostID][][]agent.FenceDevice{},
 		Boottime: func() time.Duration { return time.Since(origin) }, Metrics: obs.NewMetrics(),
 		Log: slog.New(logHandler{c: c, host: h.ID, level: c.level}),
@@ -348,19 +349,22 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 }
 
 // diskWaits is called before each operation of Raft on its disk.
-func (h *Host) diskWaits(l *life) error {
+func (h *Host) diskWaits(l *life, op election.Op) error {
 	for {
 		ch := h.stuck.Load()
-		if ch == nil {
-			if l.dead() {
-				return errGone
-			}
+		switch {
+		case l.dead() && (op == election.OpReadLog || op == election.OpWriteState):
+			// Raft panics when it cannot read what was committed or write its term.
+			// A goroutine of a process that is no more just ends.
+			runtime.Goexit()
+		case l.dead():
+			return errGone
+		case ch == nil:
 			return nil
 		}
 		select {
 		case <-*ch:
 		case <-l.gone:
-			return errGone
 		}
 	}
 }
