@@ -380,7 +380,8 @@ func (a *Agent) master() (haven.HostID, bool) {
 	var best cluster.Meta
 	var found bool
 	for _, m := range a.cluster.Members() {
-		if m.Trusted() && m.Meta.Master != "" && (!found || best.MasterTerm.Older(m.Meta.MasterTerm)) {
+		// What this agent itself told last is no hint.
+		if m.Trusted() && !m.Self && m.Meta.Master != "" && (!found || best.MasterTerm.Older(m.Meta.MasterTerm)) {
 			best, found = m.Meta, true
 		}
 	}
