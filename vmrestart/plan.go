@@ -18,9 +18,10 @@ type PlanVM struct {
 	// Last is the host that ran it last. Among equals it is preferred, because
 	// its disks, networks and caches are known to be there.
 	Last haven.HostID
-	// Avoid are hosts on which it failed to start lately, with the reason. They
-	// are used only when nothing else is left.
-	Avoid map[haven.HostID]string
+	// Failed are hosts on which it failed to start, numbered in the order of the
+	// last failure on each, from 1. They are used only when nothing else is left,
+	// and then in turn.
+	Failed map[haven.HostID]int
 }
 
 // PlanHost is a host that may take VMs.
@@ -158,10 +159,8 @@ func unplaced(vm PlanVM, room []PlanHost, limits PlanLimits) Placement {
 
 // better says whether host a suits a VM better than host b; both have room.
 func better(vm PlanVM, a, b *PlanHost) bool {
-	_, avoidA := vm.Avoid[a.ID]
-	_, avoidB := vm.Avoid[b.ID]
-	if avoidA != avoidB {
-		return avoidB
+	if failedA, failedB := vm.Failed[a.ID], vm.Failed[b.ID]; failedA != failedB {
+		return failedA < failedB
 	}
 	if (a.ID == vm.Last) != (b.ID == vm.Last) {
 		return a.ID == vm.Last

@@ -37,8 +37,9 @@ func TestPlan(t *testing.T) {
 		{"only so many at once", []PlanVM{vm("1", 1), vm("2", 1), vm("3", 1)}, []PlanHost{host("a", 9)}, "a a !"},
 		{"starts in flight count", []PlanVM{vm("1", 1)}, []PlanHost{{ID: "a", FreeMiB: 9, Starting: 2}}, "!"},
 		{"the one that ran it last", []PlanVM{{ID: "1", MemoryMiB: 1, Last: "b"}}, []PlanHost{host("a", 9), host("b", 5)}, "b"},
-		{"not where it failed", []PlanVM{{ID: "1", MemoryMiB: 1, Last: "b", Avoid: map[haven.HostID]string{"b": "x"}}}, []PlanHost{host("a", 1), host("b", 9)}, "a"},
-		{"where it failed, when nothing else is left", []PlanVM{{ID: "1", MemoryMiB: 1, Avoid: map[haven.HostID]string{"a": "x"}}}, []PlanHost{host("a", 9)}, "a"},
+		{"not where it failed", []PlanVM{{ID: "1", MemoryMiB: 1, Last: "b", Failed: map[haven.HostID]int{"b": 1}}}, []PlanHost{host("a", 1), host("b", 9)}, "a"},
+		{"where it failed, when nothing else is left", []PlanVM{{ID: "1", MemoryMiB: 1, Failed: map[haven.HostID]int{"a": 1}}}, []PlanHost{host("a", 9)}, "a"},
+		{"where it failed, in turn", []PlanVM{{ID: "1", MemoryMiB: 1, Last: "b", Failed: map[haven.HostID]int{"a": 2, "b": 3}}}, []PlanHost{host("a", 9), host("b", 9)}, "a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -75,13 +76,13 @@ func drawCase(t *rapid.T, mostVMs, mostHosts int, size uint64) ([]PlanVM, []Plan
 	}
 	var vms []PlanVM
 	for i := range rapid.IntRange(0, mostVMs).Draw(t, "VMs") {
-		vm := PlanVM{ID: haven.VMID(fmt.Sprint("vm", i)), MemoryMiB: rapid.Uint64Range(0, size).Draw(t, "MiB"), Avoid: map[haven.HostID]string{}}
+		vm := PlanVM{ID: haven.VMID(fmt.Sprint("vm", i)), MemoryMiB: rapid.Uint64Range(0, size).Draw(t, "MiB"), Failed: map[haven.HostID]int{}}
 		if rapid.Bool().Draw(t, "has a last host") {
 			vm.Last = rapid.SampledFrom(hostIDs).Draw(t, "last")
 		}
 		for _, h := range hostIDs {
-			if rapid.IntRange(0, 3).Draw(t, "avoids") == 0 {
-				vm.Avoid[h] = "it failed there"
+			if rapid.IntRange(0, 3).Draw(t, "failed there") == 0 {
+				vm.Failed[h] = rapid.IntRange(1, 9).Draw(t, "failed")
 			}
 		}
 		vms = append(vms, vm)
@@ -236,7 +237,7 @@ func tightCase(r *rand.Rand) ([]PlanVM, []PlanHost, PlanLimits) {
 	for i := range 2 + r.IntN(5) {
 		vm := PlanVM{ID: haven.VMID(fmt.Sprint("vm", i)), MemoryMiB: 1 + r.Uint64N(6), Last: hosts[r.IntN(len(hosts))].ID}
 		if r.IntN(3) == 0 {
-			vm.Avoid = map[haven.HostID]string{hosts[r.IntN(len(hosts))].ID: "it failed there"}
+			vm.Failed = map[haven.HostID]int{hosts[r.IntN(len(hosts))].ID: 1}
 		}
 		vms = append(vms, vm)
 	}

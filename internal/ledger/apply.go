@@ -128,7 +128,9 @@ func (s *State) freeOwned(host haven.HostID, boot haven.BootID, why Freed, incid
 			continue
 		}
 		vm.free(why)
-		vm.Incident = incident
+		if incident != "" {
+			vm.Incident = incident
+		}
 		ids = append(ids, id)
 	}
 	return ids

@@ -56,9 +56,10 @@ func (m *Machine) openIncident(s *ledger.State, h *ledger.Host, view HostView) {
 	if !trouble(view.Verdict) {
 		return
 	}
-	// A host that lost its storage only is never suspected: its trouble counts
-	// from the first verdict that says so.
-	lasted := max(view.SuspectedFor, m.now.Sub(m.troubled[h.ID]))
+	// It counts from the first verdict that this master saw: a new master may have
+	// been the one that was cut off before, and a host that lost its storage only
+	// is never suspected.
+	lasted := m.now.Sub(m.troubled[h.ID])
 	if !view.Verdict.Actionable() && lasted < m.cfg.ReportAfter {
 		m.wake(m.cfg.ReportAfter - lasted)
 		return

@@ -24,7 +24,7 @@ func (m *Machine) place(s *ledger.State) {
 		}
 		absences[id] = absent
 		vms = append(vms, vmrestart.PlanVM{
-			ID: id, Name: vm.Name, MemoryMiB: vm.MemoryMiB, VCPUs: vm.VCPUs, Last: vm.Owner, Avoid: m.avoid(vm),
+			ID: id, Name: vm.Name, MemoryMiB: vm.MemoryMiB, VCPUs: vm.VCPUs, Last: vm.Owner, Failed: m.failures(vm),
 		})
 	}
 	if len(vms) == 0 {
@@ -58,23 +58,23 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 		m.wake(left)
 		return nil, false
 	}
-	absent, present, missing := m.words(s, vm)
+	said := m.words(s, vm)
 	switch {
-	case len(missing) > 0:
-		// Asking takes a moment; only a host that stays silent is worth a hold.
-		if -left > 2*m.cfg.AbsenceAge {
-			m.holdVM(vm, haven.Hold{Reason: haven.HoldMaybeElsewhere, Detail: fmt.Sprintf("no word that it is not there from %v", missing)})
-		}
+	case len(said.silent) > 0 && -left > 2*m.cfg.AbsenceAge:
+		// A host that goes silent for a moment is not worth a hold.
+		m.holdVM(vm, haven.Hold{Reason: haven.HoldMaybeElsewhere, Detail: fmt.Sprintf("no word that it is not there from %v", said.silent)})
 		return nil, false
-	case len(present) == 1:
-		to := present[0]
-		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: absent})
+	case !said.all():
+		return nil, false
+	case len(said.present) == 1:
+		to := said.present[0]
+		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: said.absent})
 		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s already", vm.Name, to)})
 		return nil, false
-	case len(present) > 1:
+	case len(said.present) > 1:
 		return nil, false
 	}
-	return absent, true
+	return said.absent, true
 }
 
 // retryDelays are the pauses after the first, second … start that failed. The
@@ -128,20 +128,21 @@ func (m *Machine) pause(vm *ledger.VM) time.Duration {
 // again where it was, before it is given to another host.
 const inPlace = 2
 
-// avoid lists the hosts on which a VM failed lately.
-func (m *Machine) avoid(vm *ledger.VM) map[haven.HostID]string {
-	hosts := map[haven.HostID]string{}
-	failed := 0
-	for _, a := range vm.Attempts {
+// failures says on which hosts a VM failed lately, in the order of the last time
+// on each.
+func (m *Machine) failures(vm *ledger.VM) map[haven.HostID]int {
+	failed := map[haven.HostID]int{}
+	n := 0
+	for i, a := range vm.Attempts {
 		if m.now.Sub(a.At) < attemptsWindow {
-			hosts[a.Host] = a.Detail
-			failed++
+			failed[a.Host] = i + 1
+			n++
 		}
 	}
-	if vm.Freed.By == ledger.FreedByGone && len(hosts) == 1 && failed <= inPlace {
+	if vm.Freed.By == ledger.FreedByGone && len(failed) == 1 && n <= inPlace {
 		return nil
 	}
-	return hosts
+	return failed
 }
 
 // candidates describes the hosts for the planner.

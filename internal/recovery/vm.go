@@ -181,11 +181,11 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 // nowhere says whether every host says that it does not have a VM which its owner
 // does not even list. A migration may have taken the definition along.
 func (m *Machine) nowhere(s *ledger.State, vm *ledger.VM) bool {
-	_, present, missing := m.words(s, vm)
-	if len(present) > 0 {
+	said := m.words(s, vm)
+	if len(said.present) > 0 {
 		m.moved(s, vm)
 	}
-	return len(present)+len(missing) == 0
+	return said.all() && len(said.present) == 0
 }
 
 // stoppedByUser says whether a VM that is shut off is so because somebody
@@ -215,12 +215,14 @@ func (m *Machine) elsewhere(s *ledger.State, vm *ledger.VM) haven.HostID {
 // moved follows a VM to the host on which it runs now, once every other host
 // says that it does not have it. A VM that nobody has is free.
 func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
-	absent, present, missing := m.words(s, vm)
-	if len(missing) > 0 {
-		m.holdVM(vm, haven.Hold{Reason: haven.HoldMigrating, Detail: fmt.Sprintf("it was on the move; no word yet from %v", missing)})
+	said := m.words(s, vm)
+	if !said.all() {
+		if len(said.silent) > 0 {
+			m.holdVM(vm, haven.Hold{Reason: haven.HoldMigrating, Detail: fmt.Sprintf("it was on the move; no word from %v", said.silent)})
+		}
 		return
 	}
-	switch len(present) {
+	switch len(said.present) {
 	case 0:
 		if vm.Desired != ledger.DesiredRunning {
 			return
@@ -228,43 +230,55 @@ func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: "lost in migration: no host has it"})
 		m.wake(time.Millisecond)
 	case 1:
-		to := present[0]
-		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: absent})
+		to := said.present[0]
+		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: said.absent})
 		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s now", vm.Name, to)})
 	}
 }
 
+// words is what the hosts that may have a VM say about it.
+type words struct {
+	absent  []ledger.Absence
+	present []haven.HostID
+	// asked may answer yet; silent do not answer, or cannot tell.
+	asked, silent []haven.HostID
+}
+
+// all says whether every host has given its word.
+func (w words) all() bool { return len(w.asked)+len(w.silent) == 0 }
+
 // words gathers what every host that may have a VM says about it, asked after
 // the VM came into its present phase. A host that does not answer counts as
 // absent only through a complete beat that is newer than that (P1).
-func (m *Machine) words(s *ledger.State, vm *ledger.VM) (absent []ledger.Absence, present, missing []haven.HostID) {
+func (m *Machine) words(s *ledger.State, vm *ledger.VM) words {
+	var said words
 	since := m.seen[vm.ID].at
 	for _, host := range s.MayHave() {
-		boot := s.Hosts[host].Boot
-		view := m.in.Hosts[host]
+		boot, view := s.Hosts[host].Boot, m.in.Hosts[host]
+		via, has, answered := "inventory", haven.Unknown, false
 		if view.Connected {
-			inv, ok := m.ask(host, since)
-			has := haven.Unknown
-			if ok && inv.Boot == boot {
+			var inv haven.Inventory
+			if inv, answered = m.ask(host, since); answered && inv.Boot == boot {
 				has = inv.Has(vm.ID)
 			}
-			switch has {
-			case haven.No:
-				absent = append(absent, ledger.Absence{Host: host, Boot: boot, Via: "inventory"})
-			case haven.Yes:
-				present = append(present, host)
-			case haven.Unknown:
-				missing = append(missing, host)
-			}
-			continue
+		} else if beatSaysAbsent(view.Beat, vm.ID, boot, since) && !vm.Migrating {
+			via, has = "beat", haven.No
 		}
-		if beatSaysAbsent(view.Beat, vm.ID, boot, since) && !vm.Migrating {
-			absent = append(absent, ledger.Absence{Host: host, Boot: boot, Via: "beat"})
-		} else {
-			missing = append(missing, host)
+		// A host that answered a moment ago may answer again in a moment.
+		patience := m.now.Add(-2 * m.cfg.AbsenceAge)
+		waiting := !answered && (since.After(patience) || m.answers[host].asked.After(patience))
+		switch {
+		case has == haven.No:
+			said.absent = append(said.absent, ledger.Absence{Host: host, Boot: boot, Via: via})
+		case has == haven.Yes:
+			said.present = append(said.present, host)
+		case waiting:
+			said.asked = append(said.asked, host)
+		default:
+			said.silent = append(said.silent, host)
 		}
 	}
-	return absent, present, missing
+	return said
 }
 
 func beatSaysAbsent(b BeatList, id haven.VMID, boot haven.BootID, since time.Time) bool {

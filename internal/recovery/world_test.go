@@ -82,6 +82,7 @@ type host struct {
 	onOrder  string // refuse, fail, unknown, lose: what becomes of orders
 	takes    time.Duration
 	beat     *BeatList
+	old      *HostView // the report that counts, when it is not the present one
 }
 
 type orderAt struct {
@@ -242,7 +243,7 @@ func (w *world) step() (bool, time.Duration) {
 	for _, h := range w.sorted() {
 		w.register(h)
 		v := w.stale(h.id, w.view(h))
-		v.Connected = v.Connected && w.state.Knows(h.id, v.Boot, h.state)
+		v.Connected = v.Connected && w.state.Knows(h.id, h.boot, h.state)
 		in.Hosts[h.id] = v
 	}
 	before, err := json.Marshal(w.state)
@@ -289,8 +290,8 @@ func (w *world) watchRejections(c ledger.Command, err error) {
 	}
 }
 
-func (w *world) view(h *host) HostView {
-	v := HostView{Boot: w.bootKnown(h), Connected: h.on && h.agent && h.network && h.told, Explanation: "as the script says", Hold: h.hold, Leave: h.leave}
+func (w *world) view(h *host) (v HostView) {
+	v = HostView{Boot: w.bootKnown(h), Connected: h.on && h.agent && h.network && h.told, Explanation: "as the script says", Hold: h.hold, Leave: h.leave}
 	v.Verdict = h.verdict
 	if v.Verdict == "" {
 		v.Verdict = haven.VerdictHealthy
@@ -313,6 +314,11 @@ func (w *world) view(h *host) HostView {
 		return v
 	}
 	v.Inventory, v.Refuses = w.inventory(h), h.refuses
+	defer func() {
+		if h.old != nil {
+			v.Inventory, v.Load = h.old.Inventory, h.old.Load
+		}
+	}()
 	used := uint64(0)
 	for _, info := range h.vms {
 		if info.State.Present() {
@@ -567,13 +573,13 @@ func summary(w *world, c ledger.Command, err error) string {
 	case ledger.ObserveVM:
 		s = fmt.Sprintf("observe %s on %s: %s, migrating %t", name(c.VM), c.Host, c.Desired, c.Migrating)
 	case ledger.MoveVM:
-		s = fmt.Sprintf("move %s to %s, absent from %s", name(c.VM), c.Host, words(c.Absent))
+		s = fmt.Sprintf("move %s to %s, absent from %s", name(c.VM), c.Host, absentees(c.Absent))
 	case ledger.FreeVM:
 		s = fmt.Sprintf("free %s: gone from %s (%s)", name(c.VM), c.Host, c.Detail)
 	case ledger.HoldVM:
 		s = fmt.Sprintf("hold %s: %s", name(c.VM), cmp.Or(c.Hold.Reason, "no more"))
 	case ledger.CommitOrder:
-		s = fmt.Sprintf("order %s.%d to %s, absent from %s", name(c.Order.VM), c.Order.Epoch, c.Order.Target, words(c.Absent))
+		s = fmt.Sprintf("order %s.%d to %s, absent from %s", name(c.Order.VM), c.Order.Epoch, c.Order.Target, absentees(c.Absent))
 	case ledger.ReportOrder:
 		s = fmt.Sprintf("order %s.%d on %s: %s %s", name(c.Report.VM), c.Report.Epoch, c.Host, c.Report.Status, c.Report.Detail)
 	default:
@@ -586,7 +592,7 @@ func summary(w *world, c ledger.Command, err error) string {
 	return s
 }
 
-func words(absent []ledger.Absence) string {
+func absentees(absent []ledger.Absence) string {
 	var all []string
 	for _, a := range absent {
 		s := string(a.Host)
