@@ -27,11 +27,15 @@ build: ## build havend, haven and haven-helper into bin/
 .PHONY: test
 test: ## unit, property and simulation tests, with the race detector where possible
 ifneq ($(CC_FOUND),)
-	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
 else
 	@echo "no C compiler: the tests run without the race detector (apt-get install gcc libc6-dev brings it)"
-	CGO_ENABLED=0 $(GO) test -timeout 20m ./...
+	CGO_ENABLED=0 $(GO) test -short -timeout 20m ./...
 endif
+
+.PHONY: long
+long: ## the same tests with many more random cases; a quarter of an hour on two cores
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 60m ./...
 
 .PHONY: packages
 packages:
