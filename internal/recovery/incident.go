@@ -96,9 +96,14 @@ func (m *Machine) incidentID(s *ledger.State, h *ledger.Host) haven.IncidentID {
 
 // pursue takes an incident without proof further.
 func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
+	proof, proved := m.proofs[in.ID]
+	if proved {
+		m.propose(proof)
+		m.wake(time.Millisecond)
+	}
 	if attempt, pending := in.Pending(); pending {
 		if end, ok := m.ended[in.ID]; ok && end.N == attempt.N {
-			m.end(end) // it did not come to the ledger yet
+			m.end(end)
 			return
 		}
 		if view.Verdict == haven.VerdictDead {
@@ -108,6 +113,9 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 		// An attempt that this master did not begin was its predecessor's. Fencing
 		// reads the power state first, so that beginning again repeats nothing.
 		m.begin(Fence{Incident: in.ID, N: attempt.N, Host: in.Host, Boot: in.Boot})
+		return
+	}
+	if proved {
 		return
 	}
 	if view.Verdict == haven.VerdictHealthy {
@@ -288,7 +296,7 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 		detail = d.Err.Error()
 	}
 	m.ended[in.ID] = ledger.EndFence{ID: in.ID, N: act.N, Proved: proves(in, d), Detail: detail, At: m.now}
-	if in.Proof != nil || m.proof(s, act, d) {
+	if in.Proof != nil || m.keepProof(s, act, d) {
 		return
 	}
 	r := m.blocked[in.ID]
@@ -306,16 +314,16 @@ func proves(in *ledger.Incident, d Done) bool {
 	return d.Proof != nil && d.Proof.Boot == in.Boot && d.Proof.Host == in.Host
 }
 
-// proof records what a fence proved, if it did. A proof is about a boot, not
-// about an attempt: it counts whoever began the fence.
-func (m *Machine) proof(s *ledger.State, act Fence, d Done) bool {
+// keepProof takes what a fence proved, if it did, and keeps it until the ledger
+// has it. A proof is about a boot, not about an attempt: it counts whoever began
+// the fence.
+func (m *Machine) keepProof(s *ledger.State, act Fence, d Done) bool {
 	in := s.Incidents[act.Incident]
 	if in == nil || !in.Open() || in.Proof != nil || !proves(in, d) {
 		return false
 	}
-	m.propose(ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)})
+	m.proofs[in.ID] = ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)}
 	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: in.Host, Incident: in.ID, Text: d.Proof.Detail})
-	m.wake(time.Millisecond)
 	return true
 }
 

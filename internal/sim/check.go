@@ -192,6 +192,9 @@ func (k *checker) startCall(e Event) {
 			r, led = reign{now, term.Term}, true
 		}
 		close, talked := k.near[[2]haven.HostID{e.Host, m.ID}]
+		if k.c.net.Talks(k.c.Host(e.Host).Addr, m.Addr) {
+			close, talked = now, true
+		}
 		if !led || now-r.at > actAge || m.ID != e.Host && (!talked || now-close > actAge) {
 			continue
 		}
@@ -202,6 +205,17 @@ func (k *checker) startCall(e Event) {
 		}
 	}
 	k.broken("P3", "%s asks for a start of %s: %s", e.Host, shortVM(e.VM), why)
+}
+
+// reachesMost says whether a host talks to a majority of all right now.
+func (k *checker) reachesMost(a *Host) bool {
+	n := 0
+	for _, b := range k.c.hosts {
+		if k.c.net.Talks(a.Addr, b.Addr) {
+			n++
+		}
+	}
+	return n > len(k.c.hosts)/2
 }
 
 // newer returns a term that began, for certain, before now and after the given
@@ -218,7 +232,7 @@ func (k *checker) newer(term uint64, now time.Duration) uint64 {
 // powerDown checks a power-off command at the moment at which the board has it.
 func (k *checker) powerDown(e Event) {
 	now := k.c.Now()
-	if at, ok := k.quorate[e.By]; !ok || now-at > actAge {
+	if at, ok := k.quorate[e.By]; (!ok || now-at > actAge) && !k.reachesMost(k.c.Host(e.By)) {
 		k.broken("P3", "%s sent a power-off to %s without having reached a majority", e.By, e.Host)
 	}
 	k.superseded(e, now)
@@ -363,7 +377,7 @@ func (k *checker) sample() {
 		}
 		anyStore = anyStore || lands
 		since(k.beating, a.ID, lands && sa.power && !sa.frozen && (sa.agent || sa.helper), now)
-		since(k.bad4, a.ID, !sa.power || sa.frozen || !k.reachable(a, talks, now), now)
+		since(k.bad4, a.ID, !sa.power || sa.frozen || !k.reachable(a, talks), now)
 	}
 	switch {
 	case anyStore:
@@ -374,7 +388,7 @@ func (k *checker) sample() {
 }
 
 // reachable says whether a host talks to most others.
-func (k *checker) reachable(a *Host, talks map[[2]haven.HostID]bool, _ time.Duration) bool {
+func (k *checker) reachable(a *Host, talks map[[2]haven.HostID]bool) bool {
 	n := 0
 	for _, b := range k.c.hosts {
 		if talks[[2]haven.HostID{a.ID, b.ID}] {

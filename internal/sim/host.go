@@ -65,6 +65,9 @@ type process struct {
 	once  sync.Once
 }
 
+// lingers is how long the goroutines of a killed process run on.
+const lingers = 200 * time.Millisecond
+
 // kill takes everything away from a process at once. Its goroutines end a
 // little later, without effect.
 func (p *process) kill() {
@@ -77,9 +80,10 @@ func (p *process) kill() {
 		if p.agent != nil {
 			p.life.h.raft.Crash()
 		}
-		// Ending a context runs what waits for it: not on the caller's stack,
-		// which may hold the world.
-		p.life.h.c.wg.Go(p.stop)
+		// What is left runs on for a moment, as it must not matter. Raft needs it
+		// to answer whom it would leave waiting for ever when it is shut down while
+		// its disk hangs.
+		p.life.h.c.wg.Go(func() { time.Sleep(lingers); p.stop() })
 	})
 }
 
@@ -306,6 +310,7 @@ func (h *Host) startAgent(boot haven.BootID) {
 			h.c.emit(Event{What: AgentDown, Host: h.ID, Text: fmt.Sprintf("ended by itself: %v", err)})
 			h.again(boot)
 		}
+		answerLeft(a, 30*time.Second)
 	})
 }
 
@@ -353,9 +358,11 @@ func (h *Host) diskWaits(l *life, op election.Op) error {
 	for {
 		ch := h.stuck.Load()
 		switch {
-		case l.dead() && (op == election.OpReadLog || op == election.OpWriteState):
-			// Raft panics when it cannot read what was committed or write its term.
-			// A goroutine of a process that is no more just ends.
+		case op == election.OpReadLog && l.dead():
+			return nil
+		case op == election.OpWriteState && l.dead():
+			// Raft panics when it cannot write its term. A goroutine of a process
+			// that is no more just ends.
 			runtime.Goexit()
 		case l.dead():
 			return errGone

@@ -9,9 +9,14 @@ import (
 	"github.com/haven-ha/haven/internal/sim/simnet"
 )
 
-// seedsByDefault is how many seeds plain tests run: a sample that takes some
-// ten seconds.
-const seedsByDefault = 16
+// seedsByDefault is how many seeds plain tests run: a sample that takes half a
+// minute on two cores.
+func seedsByDefault() int {
+	if underRace {
+		return 2
+	}
+	return 12
+}
 
 // chaos is the scenario of a seed: its size and its network are drawn as well.
 func chaos(seed uint64) sim.Scenario {
@@ -29,7 +34,7 @@ func chaos(seed uint64) sim.Scenario {
 
 // TestSeeds plays random faults, and checks all promises (P1 to P7).
 func TestSeeds(t *testing.T) {
-	first, n := uint64(1), uint64(seedsByDefault)
+	first, n := uint64(1), uint64(seedsByDefault())
 	if *flagSeeds > 0 {
 		n = uint64(*flagSeeds)
 	}

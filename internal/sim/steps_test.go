@@ -40,7 +40,7 @@ func TestMasterKilledAfterEachStep(t *testing.T) {
 			}
 			t.Logf("%d ledger entries", steps)
 			for who, kill := range kills {
-				for k := 1; k <= steps; k++ {
+				for k := 1; k <= steps; k += stride(what, who) {
 					t.Run(fmt.Sprintf("%s killed after entry %d", who, k), func(t *testing.T) {
 						playSteps(t, breakIt, kill, k)
 					})
@@ -48,6 +48,21 @@ func TestMasterKilledAfterEachStep(t *testing.T) {
 			}
 		})
 	}
+}
+
+// stride is 1 where every step is played: for an agent that is killed in the
+// recovery from a power cut and from a hang, and for everything when seeds were
+// asked for by number. Other kinds are sampled.
+func stride(what, who string) int {
+	switch {
+	case *flagSeeds > 0:
+		return 1
+	case underRace:
+		return 5
+	case who == "agent" && what != "mains cut, operator":
+		return 1
+	}
+	return 4
 }
 
 func confirmUntilTaken(c *sim.Cluster, h *sim.Host) {
