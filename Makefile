@@ -66,6 +66,11 @@ fuzz: ## every fuzz target for FUZZTIME=60s
 .PHONY: bench
 bench: ## benchmarks
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory phases; else echo "the phases of a recovery on real parts need root: sudo make phases"; fi
+
+.PHONY: phases
+phases: packages ## how long each phase of a recovery takes, on real parts, as root
+	CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -v -run '^TestPhaseTable$$' ./test/scenarios
 
 .PHONY: demo
 demo: ## a cluster of five on this machine; make demo ARGS=--script plays a power cut
