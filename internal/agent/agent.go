@@ -21,7 +21,6 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/ledger"
-	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/internal/tlsmux"
 	"github.com/haven-ha/haven/storagebeat"
 	"github.com/haven-ha/haven/vmrestart"
@@ -53,10 +52,12 @@ type Agent struct {
 
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
-	mastery   *mastery                // the judge loop's own
+	mastery   *mastery                // the duty loop's own
+	decided   uint64                  // the duty loop's own: the ledger's index after its last decisions
 	expected  []haven.HostID          // the judge loop's own: whose beats are expected
-	done      chan recovery.Done
+	done      chan ended
 	kicked    chan struct{}
+	judged    chan struct{} // there is a new judgement
 	newMaster chan struct{}
 	fatal     chan error
 	owned     sync.WaitGroup // goroutines that answer to nobody else
@@ -75,8 +76,8 @@ func New(d Deps) (a *Agent, err error) {
 	a = &Agent{
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
 		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences),
-		ev: newEvidence(), quiet: newQuiet(), done: make(chan recovery.Done, doneQueueLimit),
-		kicked: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), fatal: make(chan error, 1),
+		ev: newEvidence(), quiet: newQuiet(), done: make(chan ended, doneQueueLimit),
+		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error
 	defer func() {
@@ -218,6 +219,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("bootstrap", a.bootstrap)
 	part("voters", quietly(a.keepVoters))
 	part("judgement", quietly(a.judgeLoop))
+	part("duty", quietly(a.dutyLoop))
 	part("reports", quietly(a.reportLoop))
 	part("gossip meta", quietly(a.tellGossip))
 	part("fence devices", quietly(a.testDevices))

@@ -33,6 +33,36 @@ type mastery struct {
 	ready   bool // everything that earlier masters committed is applied here
 }
 
+// dutyLoop does the master's work after each judgement. It may wait for the
+// ledger to commit, which the judgements must not.
+func (a *Agent) dutyLoop(ctx context.Context) {
+	timer := time.NewTimer(judgeIdle)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			a.kick() // It comes back with a judgement.
+			continue
+		case <-a.judged:
+		}
+		if a.judgement.Load().index < a.decided {
+			a.kick() // That was judged before the last decisions.
+			continue
+		}
+		if wake, ok := a.duty(ctx); ok {
+			timer.Reset(wake)
+		}
+	}
+}
+
+// ledgerIndex is that of the latest log entry in this agent's copy of the ledger.
+func (a *Agent) ledgerIndex() (index uint64) {
+	a.ledger.View(func(_ *ledger.State, at ledger.Position) { index = at.Index })
+	return index
+}
+
 // duty does the master's work once, and returns when it wants to be called
 // again. On an agent that is not the master it does nothing.
 func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
@@ -54,8 +84,11 @@ func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
 	}
 	commands := append(out.Commands, a.lessons()...)
 	if len(commands) > 0 {
-		if err := a.propose(ctx, commands...); err != nil {
+		err := a.propose(ctx, commands...)
+		a.decided = a.ledgerIndex()
+		if err != nil {
 			a.log.Warn("decisions were not committed", "error", err)
+			a.giveUp(ctx, m, out.Acts, err)
 			return judgeIdle, true
 		}
 	}
@@ -103,6 +136,7 @@ func (a *Agent) currentMastery(ctx context.Context) *mastery {
 		a.reign.Store(m)
 		a.log.Info("this agent is the master", "term", m.term.String())
 		// What was judged so far was judged by an older ledger.
+		a.decided = a.ledgerIndex()
 		a.kick()
 		return nil
 	}
@@ -113,7 +147,6 @@ func (a *Agent) endMastery() {
 	a.mastery = nil
 	a.reign.Store(nil)
 	a.ev.forgetReports()
-	a.drainDone()
 }
 
 // found names the cluster in a ledger that has just been begun.
@@ -122,16 +155,6 @@ func (a *Agent) found(ctx context.Context) error {
 		return nil
 	}
 	return a.propose(ctx, ledger.Found{Cluster: a.cfg.Cluster, Generation: 1, By: string(a.d.Host), At: time.Now()})
-}
-
-func (a *Agent) drainDone() {
-	for {
-		select {
-		case <-a.done:
-		default:
-			return
-		}
-	}
 }
 
 // propose commits commands, in order. Commands that the ledger rejects are
@@ -199,14 +222,48 @@ func (a *Agent) recoveryInput(m *mastery) recovery.Input {
 		v.Boot = j.boots[h.Host]
 		in.Hosts[h.Host] = v
 	}
+	in.Done = a.takeDone(m)
+	return in
+}
+
+// ended is the end of an act, and in which mastery it was begun.
+type ended struct {
+	by *mastery
+	recovery.Done
+}
+
+// takeDone returns the acts that ended. What an earlier mastery began means
+// nothing to this one: its machine begins what is needed itself.
+func (a *Agent) takeDone(m *mastery) (all []recovery.Done) {
 	for {
 		select {
 		case d := <-a.done:
-			in.Done = append(in.Done, d)
+			if d.by == m {
+				all = append(all, d.Done)
+			}
 			continue
 		default:
 		}
-		return in
+		return all
+	}
+}
+
+// tellDone tells the machine that an act ended, unless that machine is no more.
+func (a *Agent) tellDone(ctx context.Context, m *mastery, d recovery.Done) {
+	if a.reign.Load() != m {
+		return
+	}
+	select {
+	case a.done <- ended{m, d}:
+		a.kick()
+	case <-ctx.Done():
+	}
+}
+
+// giveUp ends acts that were not begun. The machine counts on an end of each.
+func (a *Agent) giveUp(ctx context.Context, m *mastery, acts []recovery.Act, why error) {
+	for _, act := range acts {
+		a.owned.Go(func() { a.tellDone(ctx, m, recovery.Done{Act: act, Begun: time.Now(), Err: why}) })
 	}
 }
 
@@ -332,11 +389,7 @@ func (a *Agent) perform(ctx context.Context, m *mastery, act recovery.Act) {
 	if d.Err != nil && ctx.Err() == nil {
 		a.log.Debug("act did not succeed", "act", act.Key(), "error", d.Err)
 	}
-	select {
-	case a.done <- d:
-		a.kick()
-	case <-ctx.Done():
-	}
+	a.tellDone(ctx, m, d)
 }
 
 func (a *Agent) askInventory(ctx context.Context, host haven.HostID) (haven.Inventory, error) {

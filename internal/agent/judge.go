@@ -27,6 +27,8 @@ type judged struct {
 	// boots are those that the ledger knew when this was concluded. A verdict
 	// is about one boot; by the time that it is used the ledger may know the next.
 	boots map[haven.HostID]haven.BootID
+	// index is that of a log entry that the ledger had by then.
+	index uint64
 }
 
 func (j *judged) host(id haven.HostID) (detector.Judgement, bool) {
@@ -40,16 +42,14 @@ func (j *judged) host(id haven.HostID) (detector.Judgement, bool) {
 	return j.out.Hosts[i], true
 }
 
-// judgeLoop judges all hosts, again and again, and on the master does its duty.
+// judgeLoop judges all hosts, again and again. It waits for nobody: an agent
+// whose loop is late is not trusted, and a slow disk or peer must not do that.
 func (a *Agent) judgeLoop(ctx context.Context) {
 	timer := time.NewTimer(judgeIdle)
 	defer timer.Stop()
 	for {
 		begun := time.Now()
 		next := a.judge(ctx, begun)
-		if wake, ok := a.duty(ctx); ok {
-			next = min(next, wake)
-		}
 		a.loop.turned(begun, time.Now())
 		timer.Reset(next)
 		select {
@@ -65,9 +65,10 @@ func (a *Agent) judgeLoop(ctx context.Context) {
 // judge takes one look at everything and returns when to look again.
 func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	a.expectBeats()
+	index := a.ledgerIndex()
 	in := a.detectorInput(now)
 	out := a.detector.Step(a.at(now), in)
-	j := &judged{at: now, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
+	j := &judged{at: now, index: index, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
 	for i := range in.Hosts {
 		j.boots[in.Hosts[i].ID] = in.Hosts[i].Boot
 	}
@@ -87,6 +88,10 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 		}
 	}
 	a.judgement.Store(j)
+	select {
+	case a.judged <- struct{}{}:
+	default:
+	}
 	return next
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,9 +19,11 @@ import (
 	"github.com/haven-ha/haven/cluster"
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/pki"
+	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/internal/world"
 	"github.com/haven-ha/haven/vmrestart"
 )
@@ -26,20 +31,27 @@ import (
 // parts are what one agent on loopback needs, without a store and a BMC.
 func parts(t *testing.T, last byte) Deps {
 	t.Helper()
+	return partsWith(t, last, 2)
+}
+
+// partsWith are those of one of several configured hosts, of which the others
+// do not exist.
+func partsWith(t *testing.T, last byte, hosts int) Deps {
+	t.Helper()
 	dir := t.TempDir()
 	addr := netip.AddrFrom4([4]byte{127, byte(os.Getpid()>>8) | 1, byte(os.Getpid()), last})
 	cfg, err := config.Parse("test.yaml", fmt.Appendf(nil, `
 cluster: prod-a
 data_dir: %[1]s
-bootstrap_expect: 2
+bootstrap_expect: %[3]d
 gossip: {port: 7946, key_file: %[1]s/gossip.key}
 api: {port: 7947, ca_file: %[1]s/ca.pem, cert_file: %[1]s/host.pem, key_file: %[1]s/host.key}
 helper: {port: 8443, cert_file: %[1]s/host.pem, key_file: %[1]s/host.key, username: haven, password_file: %[1]s/helper.password}
 fencing: {action: none}
 hosts:
   kvm-01: {address: %[2]s}
-  kvm-02: {address: 127.0.0.99}
-`, dir, addr))
+%[4]s
+`, dir, addr, hosts/2+1, strings.Repeat("  kvm-02: {address: 127.0.0.99}\n", hosts-1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,4 +205,76 @@ func TestAgentLeavesNothingBehind(t *testing.T) {
 		}
 	}
 	settled(t, goroutines, files)
+}
+
+// run runs an agent until the test ends.
+func run(t *testing.T, d Deps) *Agent {
+	t.Helper()
+	a, err := New(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// TestJudgementDoesNotWaitForCommits (P6, P8): while the ledger takes its time, a
+// master goes on judging, and its loop stays in time. Else every slow commit
+// would make it an observer that trusts nobody, and undo what was confirmed.
+func TestJudgementDoesNotWaitForCommits(t *testing.T) {
+	d := partsWith(t, 60, 1)
+	blocked, free := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	d.Applied = func(ledger.Position, []ledger.Command, []error) {
+		once.Do(func() {
+			close(blocked)
+			<-free
+		})
+	}
+	a := run(t, d)
+	defer close(free)
+	<-blocked                            // the founding of the ledger, which the master's duty waits for
+	guard := time.After(4 * time.Second) // a commit is waited for for five
+	seen := map[*judged]bool{}
+	for len(seen) < 10 {
+		seen[a.judgement.Load()] = true
+		select {
+		case <-guard:
+			t.Fatalf("%d judgements while a commit was under way", len(seen))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if ok := a.loop.ok(); ok != haven.Yes {
+		t.Errorf("the loop is in time: %s", ok)
+	}
+}
+
+// TestActsOfAnEarlierMastery: what was begun in one term does not end in the
+// next, and an act that could not be begun has an end all the same.
+
+func TestActsOfAnEarlierMastery(t *testing.T) {
+	a := &Agent{done: make(chan ended, 8), kicked: make(chan struct{}, 1)}
+	first, second := new(mastery), new(mastery)
+	fence := recovery.Fence{Host: "kvm-02", N: 1}
+	a.reign.Store(first)
+	a.tellDone(t.Context(), first, recovery.Done{Act: fence})
+	a.reign.Store(second)
+	a.tellDone(t.Context(), first, recovery.Done{Act: fence})
+	if got := a.takeDone(second); len(got) != 0 {
+		t.Errorf("the second mastery was told of %v", got)
+	}
+	a.giveUp(t.Context(), second, []recovery.Act{fence, recovery.Ask{Host: "kvm-03"}}, errors.New("not committed"))
+	a.owned.Wait()
+	got := a.takeDone(second)
+	if len(got) != 2 || got[0].Err == nil || got[1].Err == nil {
+		t.Errorf("of two acts that were given up the machine is told %v", got)
+	}
 }
