@@ -425,16 +425,24 @@ func (a *Agent) sendOrder(ctx context.Context, m *mastery, act recovery.Send) (h
 	return a.client.Order(ctx, act.Host, order, xml)
 }
 
-// verified makes sure that this agent still leads, in the term that decided.
+// verified makes sure that this agent still leads, in the term that decided. When
+// it returns, the word of the majority is at most one lease old.
 func (a *Agent) verified(ctx context.Context, m *mastery) error {
-	v, err := a.election.Verify(ctx)
-	if err != nil {
-		return err
+	for {
+		v, err := a.election.Verify(ctx)
+		if err != nil {
+			return err
+		}
+		if v.Term != m.term.Term {
+			return fmt.Errorf("%w: term is %d, decided in %d", haven.ErrNotMaster, v.Term, m.term.Term)
+		}
+		if v.Age(time.Now()) <= a.cfg.Raft.Lease {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("verify leadership in time: %w", err)
+		}
 	}
-	if v.Term != m.term.Term {
-		return fmt.Errorf("%w: term is %d, decided in %d", haven.ErrNotMaster, v.Term, m.term.Term)
-	}
-	return nil
 }
 
 func (a *Agent) performFetch(ctx context.Context, act recovery.Fetch, d *recovery.Done) {
@@ -455,6 +463,9 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 		d.Err = errors.New("no fence device is configured")
 		return
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.owned.Go(func() { a.untilProved(ctx, act); cancel() })
 	permit := func(ctx context.Context) error { return a.mayFence(ctx, m, act) }
 	for _, level := range ladder {
 		proof, detail, err := a.fenceLevel(ctx, act, level, permit)
@@ -463,8 +474,29 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 			d.Proof, d.Err = proof, nil
 			return
 		}
-		if errors.Is(err, fencing.ErrNotPermitted) {
+		if errors.Is(err, fencing.ErrNotPermitted) || ctx.Err() != nil {
 			return
+		}
+	}
+}
+
+// untilProved returns when the context ends, or when there is nothing more to be
+// proved: another proof came first, such as an operator's word or a new boot.
+func (a *Agent) untilProved(ctx context.Context, act recovery.Fence) {
+	for {
+		changed := a.ledger.Changed()
+		open := false
+		a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+			in, h := s.Incidents[act.Incident], s.Hosts[act.Host]
+			open = in != nil && in.Open() && in.Proof == nil && h != nil && h.Boot == act.Boot && !h.ProvedDead()
+		})
+		if !open {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
 		}
 	}
 }
@@ -510,9 +542,13 @@ func (a *Agent) ledgerDistrust(host haven.HostID) (why string) {
 // errCameBack is returned when a host that was to be fenced shows life again.
 var errCameBack = errors.New("the host shows life again")
 
-// mayFence is asked right before a power command leaves. The attempt must stand
-// in the ledger, the host must not have come back, and this agent must lead.
+// mayFence is asked right before a power command leaves. This agent must lead,
+// the attempt must stand in the ledger, and the host must not have come back. The
+// question that takes time comes first: meanwhile the others may change.
 func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) error {
+	if err := a.verified(ctx, m); err != nil {
+		return err
+	}
 	stands := false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		in := s.Incidents[act.Incident]
@@ -526,12 +562,25 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
 	}
-	judgement := a.judgement.Load()
-	if judgement.boots[act.Host] != act.Boot {
+	return a.judgement.Load().stillDead(time.Now(), act)
+}
+
+// judgementFresh is how old the judgement may be that a power command rests on:
+// some turns of the judge loop.
+const judgementFresh = time.Second
+
+// stillDead says whether a judgement still is for powering the host off.
+func (j *judged) stillDead(now time.Time, act recovery.Fence) error {
+	h, ok := j.host(act.Host)
+	switch {
+	case !ok:
+		return errors.New("it was not judged")
+	case now.Sub(j.at) > judgementFresh:
+		return fmt.Errorf("it was judged %s ago, and not since", now.Sub(j.at).Round(time.Millisecond))
+	case j.boots[act.Host] != act.Boot:
 		return errors.New("it was judged in another boot")
+	case !h.MayFence() && h.Verdict != haven.VerdictDead:
+		return fmt.Errorf("%w: it is %s", errCameBack, h.Verdict)
 	}
-	if j, ok := judgement.host(act.Host); ok && !j.MayFence() && j.Verdict != haven.VerdictDead {
-		return fmt.Errorf("%w: it is %s", errCameBack, j.Verdict)
-	}
-	return a.verified(ctx, m)
+	return nil
 }

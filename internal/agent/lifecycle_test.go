@@ -17,6 +17,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/cluster"
+	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/ledger"
@@ -276,5 +277,42 @@ func TestActsOfAnEarlierMastery(t *testing.T) {
 	got := a.takeDone(second)
 	if len(got) != 2 || got[0].Err == nil || got[1].Err == nil {
 		t.Errorf("of two acts that were given up the machine is told %v", got)
+	}
+}
+
+// TestStillDead guards P4 right before a power command: only a fresh judgement
+// of this very boot is for it.
+func TestStillDead(t *testing.T) {
+	now := time.Now()
+	act := recovery.Fence{Host: "kvm-02", Boot: "b2"}
+	tests := []struct {
+		name    string
+		verdict haven.Verdict
+		boot    haven.BootID
+		host    haven.HostID
+		age     time.Duration
+		want    bool
+	}{
+		{"dead by its BMC", haven.VerdictDead, "b2", "kvm-02", 0, true},
+		{"failed, but the detector withholds it", haven.VerdictFailed, "b2", "kvm-02", 0, false},
+		{"came back", haven.VerdictHealthy, "b2", "kvm-02", 0, false},
+		{"nobody knows", haven.VerdictUnknown, "b2", "kvm-02", 0, false},
+		{"in another boot", haven.VerdictDead, "b1", "kvm-02", 0, false},
+		{"another host", haven.VerdictDead, "b2", "kvm-03", 0, false},
+		{"a judgement of long ago", haven.VerdictDead, "b2", "kvm-02", 2 * time.Second, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			j := &judged{
+				at: now.Add(-tt.age), boots: map[haven.HostID]haven.BootID{tt.host: tt.boot}, hosts: map[haven.HostID]int{tt.host: 0},
+				out: detector.Output{Hosts: []detector.Judgement{{Host: tt.host, Verdict: tt.verdict}}},
+			}
+			if err := j.stillDead(now, act); (err == nil) != tt.want {
+				t.Errorf("%v, want it allowed: %t", err, tt.want)
+			}
+		})
+	}
+	if (*judged)(nil).stillDead(now, act) == nil {
+		t.Error("allowed without a judgement")
 	}
 }
