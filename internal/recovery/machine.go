@@ -189,8 +189,9 @@ type Machine struct {
 	healthy map[haven.HostID]time.Time
 	// troubled is since when a host's verdict has been worth an incident.
 	troubled map[haven.HostID]time.Time
-	twice    map[haven.VMID]bool                  // seen on two hosts, in this step
-	ended    map[haven.IncidentID]ledger.EndFence // of attempts that are over, until the ledger shows it
+	twice    map[haven.VMID]bool                   // seen on two hosts, in this step
+	ended    map[haven.IncidentID]ledger.EndFence  // of attempts that are over, until the ledger shows it
+	proofs   map[haven.IncidentID]ledger.ProveDead // that a fence brought, until the ledger has it
 
 	now time.Time
 	in  Input
@@ -227,7 +228,7 @@ func New(cfg Config) *Machine {
 		fetched: map[string]time.Time{},
 		blocked: map[haven.IncidentID]retry{},
 		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
-		ended: map[haven.IncidentID]ledger.EndFence{},
+		ended: map[haven.IncidentID]ledger.EndFence{}, proofs: map[haven.IncidentID]ledger.ProveDead{},
 	}
 }
 
@@ -266,7 +267,7 @@ func (m *Machine) absorb(s *ledger.State, d Done) {
 		if mine {
 			m.fenced(s, act, d)
 		} else {
-			m.proof(s, act, d)
+			m.keepProof(s, act, d)
 		}
 	case Ask:
 		if d.Err == nil && d.Inventory != nil && d.Inventory.Host == act.Host && !d.Begun.Before(m.answers[act.Host].asked) {
@@ -303,6 +304,11 @@ func (m *Machine) forget(s *ledger.State) {
 	for id := range m.blocked {
 		if in := s.Incidents[id]; in == nil || !in.Open() {
 			delete(m.blocked, id)
+		}
+	}
+	for id := range m.proofs {
+		if in := s.Incidents[id]; in == nil || !in.Open() || in.Proof != nil {
+			delete(m.proofs, id)
 		}
 	}
 	for id, end := range m.ended {

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -229,7 +230,7 @@ const sendEvery = time.Second
 func (m *Machine) ordered(s *ledger.State, vm *ledger.VM) {
 	o := vm.Order
 	h := s.Hosts[o.Target]
-	if h == nil || h.ProvedDead() || h.Boot != o.TargetBoot {
+	if h == nil || h.ProvedDead() || h.Boot != o.TargetBoot || m.reported(o.ID) {
 		return
 	}
 	view := m.in.Hosts[o.Target]
@@ -298,6 +299,14 @@ func (m *Machine) delivered(s *ledger.State, act Send, d Done) {
 	m.report(s, vm, *d.Report)
 }
 
+// reported says whether this step has recorded already how an order stands.
+func (m *Machine) reported(id haven.OrderID) bool {
+	return slices.ContainsFunc(m.out.Commands, func(c ledger.Command) bool {
+		earlier, ok := c.(ledger.ReportOrder)
+		return ok && earlier.Report.Order == id
+	})
+}
+
 // report records what became of an order, and says whether that ends it.
 func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bool {
 	o := vm.Order
@@ -305,10 +314,8 @@ func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bo
 	if r.Order != o.ID || r.Boot != o.TargetBoot || !mayFree || r.Status == haven.OrderNone || (r.Status == o.Status && r.Detail == o.Detail) {
 		return false
 	}
-	for _, c := range m.out.Commands {
-		if earlier, ok := c.(ledger.ReportOrder); ok && earlier.Report.Order == r.Order {
-			return true // said already in this step
-		}
+	if m.reported(o.ID) {
+		return true
 	}
 	h := s.Hosts[o.Target]
 	m.propose(ledger.ReportOrder{Report: r, Host: h.ID, At: m.now})

@@ -266,7 +266,7 @@ func (m *Machine) words(s *ledger.State, vm *ledger.VM) words {
 		}
 		// A host that answered a moment ago may answer again in a moment.
 		patience := m.now.Add(-2 * m.cfg.AbsenceAge)
-		waiting := !answered && (since.After(patience) || m.answers[host].asked.After(patience))
+		waiting := !answered && (since.After(patience) || m.answers[host].asked.After(patience) || m.healthy[host].After(patience))
 		switch {
 		case has == haven.No:
 			said.absent = append(said.absent, ledger.Absence{Host: host, Boot: boot, Via: via})
