@@ -54,6 +54,7 @@ type Agent struct {
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
 	mastery   *mastery                // the duty loop's own
 	decided   uint64                  // the duty loop's own: the ledger's index after its last decisions
+	lists     *beatLists              // the judge loop's own
 	expected  []haven.HostID          // the judge loop's own: whose beats are expected
 	done      chan ended
 	kicked    chan struct{}
@@ -89,6 +90,9 @@ func New(d Deps) (a *Agent, err error) {
 	if !ok {
 		return nil, fmt.Errorf("host %q is not in the hosts section of the configuration", d.Host)
 	}
+	// A list may be as old as a list in a beat may be: the agent's two seconds, the
+	// helper's two intervals.
+	a.lists = newBeatLists(max(inventoryFresh, 2*d.Config.Heartbeat.Interval))
 	if a.detector, err = detector.New(detectorConfig(d.Config)); err != nil {
 		return nil, fmt.Errorf("set up judgement: %w", err)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
-	"github.com/haven-ha/haven/storagebeat"
 )
 
 // Bounds of the master's calls.
@@ -71,12 +70,12 @@ func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
 		return 0, false
 	}
 	var out recovery.Output
-	in := a.recoveryInput(m)
+	in, heard := a.recoveryInput(m)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		if s.Generation == 0 {
 			return
 		}
-		a.fillLedgerViews(s, &in)
+		a.fillLedgerViews(s, &in, heard)
 		out = m.machine.Step(s, in)
 	})
 	for _, n := range out.Notices {
@@ -209,21 +208,22 @@ func packEntry(cmds []ledger.Command) (int, []byte, error) {
 }
 
 // recoveryInput gathers what the machine may know, but for what only the ledger
-// tells.
-func (a *Agent) recoveryInput(m *mastery) recovery.Input {
+// tells, and the reports that it is made of.
+func (a *Agent) recoveryInput(m *mastery) (recovery.Input, map[haven.HostID]*heard) {
 	in := recovery.Input{Now: time.Now(), Self: a.d.Host, Term: m.term, Hosts: map[haven.HostID]recovery.HostView{}}
 	j := a.judgement.Load()
-	snaps := a.snapshots() // once for all hosts: each is the work of all hosts
+	reports := map[haven.HostID]*heard{}
 	for _, h := range j.out.Holds {
 		in.Brakes = append(in.Brakes, a.holdOf(h))
 	}
 	for _, h := range j.out.Hosts {
-		v := a.hostView(in.Now, h, snaps)
-		v.Boot = j.boots[h.Host]
+		reports[h.Host], _ = a.ev.view(h.Host)
+		v := a.hostView(in.Now, h, reports[h.Host])
+		v.Boot, v.Beat = j.boots[h.Host], j.lists[h.Host]
 		in.Hosts[h.Host] = v
 	}
 	in.Done = a.takeDone(m)
-	return in
+	return in, reports
 }
 
 // ended is the end of an act, and in which mastery it was begun.
@@ -275,7 +275,7 @@ func (a *Agent) holdOf(h detector.Hold) haven.Hold {
 }
 
 // hostView turns a judgement and a report into the machine's view of a host.
-func (a *Agent) hostView(now time.Time, h detector.Judgement, snaps []storagebeat.Snapshot) recovery.HostView {
+func (a *Agent) hostView(now time.Time, h detector.Judgement, rep *heard) recovery.HostView {
 	v := recovery.HostView{
 		Verdict: h.Verdict, Explanation: h.Why, Evidence: h.Evidence, Hold: a.holdOf(h.Hold), Leave: h.Left,
 	}
@@ -285,20 +285,20 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement, snaps []storagebea
 	if h.Suspected {
 		v.SuspectedFor = a.at(now) - h.SuspectedSince
 	}
-	if rep, _ := a.ev.view(h.Host); rep != nil {
+	if rep != nil {
 		v.Inventory, v.Load, v.Refuses, v.Orders = rep.inventory, rep.Load, rep.Refuses, rep.Orders
 		if rep.Leaving != haven.LeaveNone {
 			v.Leave = rep.Leaving
 		}
 	}
-	v.Beat = a.beatList(now, h.Host, snaps)
 	return v
 }
 
-// fillLedgerViews says which hosts are connected as the ledger knows them.
-func (a *Agent) fillLedgerViews(s *ledger.State, in *recovery.Input) {
+// fillLedgerViews says which hosts are connected as the ledger knows them: by the
+// very reports that the views are made of.
+func (a *Agent) fillLedgerViews(s *ledger.State, in *recovery.Input, reports map[haven.HostID]*heard) {
 	for id, v := range in.Hosts {
-		rep, _ := a.ev.view(id)
+		rep := reports[id]
 		if rep != nil && in.Now.Sub(rep.at) <= a.connectedFor() && s.Knows(id, rep.Boot, rep.State) {
 			v.Connected = true
 			in.Hosts[id] = v
@@ -309,34 +309,6 @@ func (a *Agent) fillLedgerViews(s *ledger.State, in *recovery.Input) {
 // connectedFor is how long a host counts as connected after a report.
 func (a *Agent) connectedFor() time.Duration {
 	return max(2*time.Second, 3*a.cfg.Detection.ReportInterval)
-}
-
-// beatList is the freshest complete list of VMs in the host's beats.
-func (a *Agent) beatList(now time.Time, host haven.HostID, snaps []storagebeat.Snapshot) recovery.BeatList {
-	var best recovery.BeatList
-	for _, snap := range snaps {
-		hv := snap.Host(host)
-		for _, v := range []struct {
-			moving haven.Tri
-			age    time.Duration
-			boot   haven.BootID
-			vms    []haven.VMID
-			whole  bool
-		}{
-			{hv.Agent.Moving, hv.Agent.Age, hv.Agent.Beat.Boot, hv.Agent.Beat.VMs, hv.Agent.Beat.Complete},
-			{hv.Helper.Moving, hv.Helper.Age, hv.Helper.Beat.Boot, hv.Helper.Beat.VMs, hv.Helper.Beat.Complete},
-		} {
-			// The record was written after the read before the one that saw it
-			// first, and its list may be as old as a list in a beat may be: the
-			// agent's two seconds, the helper's two intervals.
-			listAge := max(inventoryFresh, 2*a.cfg.Heartbeat.Interval)
-			since := now.Add(-v.age - 2*a.cfg.Heartbeat.Interval - listAge)
-			if v.moving == haven.Yes && v.whole && since.After(best.Since) {
-				best = recovery.BeatList{Complete: true, VMs: v.vms, Since: since, Boot: v.boot}
-			}
-		}
-	}
-	return best
 }
 
 // lessons are what was learnt about BMCs and the ledger does not know yet.

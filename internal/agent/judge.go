@@ -10,6 +10,7 @@ import (
 	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/storagebeat"
 )
 
@@ -27,6 +28,8 @@ type judged struct {
 	// boots are those that the ledger knew when this was concluded. A verdict
 	// is about one boot; by the time that it is used the ledger may know the next.
 	boots map[haven.HostID]haven.BootID
+	// lists are the VMs of each host as its beats tell them.
+	lists map[haven.HostID]recovery.BeatList
 	// index is that of a log entry that the ledger had by then.
 	index uint64
 }
@@ -66,9 +69,11 @@ func (a *Agent) judgeLoop(ctx context.Context) {
 func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	a.expectBeats()
 	index := a.ledgerIndex()
-	in := a.detectorInput(now)
+	snaps := a.snapshots()
+	in := a.detectorInput(now, snaps)
 	out := a.detector.Step(a.at(now), in)
 	j := &judged{at: now, index: index, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
+	j.lists = a.lists.look(now, snaps)
 	for i := range in.Hosts {
 		j.boots[in.Hosts[i].ID] = in.Hosts[i].Boot
 	}
@@ -148,16 +153,15 @@ func (a *Agent) at(t time.Time) time.Duration { return t.Sub(a.origin) }
 // ago turns an age that counts to now into the detector's time.
 func ago(now, age time.Duration) time.Duration { return now - age }
 
-func (a *Agent) detectorInput(now time.Time) detector.Input {
+func (a *Agent) detectorInput(now time.Time, snaps []storagebeat.Snapshot) detector.Input {
 	at := a.at(now)
-	snaps := a.snapshots()
 	a.learnPower(now, snaps)
 	members := a.memberTable()
 	master, masterKnown := a.master()
 	in := detector.Input{Self: detector.Self{Host: a.d.Host}}
 	in.Self.Master, in.Self.MasterSince = a.masterSince()
 	in.Self.ColdStart, in.Self.ColdStarted = a.coldStart()
-	in.Observers = append(in.Observers, a.observer(a.d.Host, a.observerView(), at))
+	in.Observers = append(in.Observers, a.observer(a.d.Host, a.observerView(snaps), at))
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		for _, id := range a.cfg.HostIDs() {
 			h := a.detectorHost(s, id, at, members[id], snaps)

@@ -109,9 +109,10 @@ func (a *Agent) tell(ctx context.Context, master haven.HostID, rep *client.Repor
 func (a *Agent) makeReport() *client.Report {
 	orders, _ := a.reports()
 	load, loadWhy := a.watch.getLoad()
+	snaps := a.snapshots()
 	rep := &client.Report{
 		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
-		Leaving: a.leaving(), Observer: a.observerView(), Beats: a.beatViews(),
+		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps),
 	}
 	switch {
 	case a.d.Hypervisor == nil:
@@ -208,9 +209,9 @@ func (a *Agent) ordered(id haven.VMID) bool {
 }
 
 // observerView is what this agent can say for its own paths.
-func (a *Agent) observerView() client.ObserverView {
+func (a *Agent) observerView(snaps []storagebeat.Snapshot) client.ObserverView {
 	o := client.ObserverView{Majority: a.majority(), LoopOK: a.loop.ok()}
-	for _, s := range a.snapshots() {
+	for _, s := range snaps {
 		o.Stores = append(o.Stores, storeView(s))
 	}
 	return o
@@ -232,9 +233,9 @@ func storeView(s storagebeat.Snapshot) client.StoreView {
 }
 
 // beatViews is what this agent reads of all other hosts' beats.
-func (a *Agent) beatViews() []client.BeatView {
+func (a *Agent) beatViews(snaps []storagebeat.Snapshot) []client.BeatView {
 	var all []client.BeatView
-	for _, s := range a.snapshots() {
+	for _, s := range snaps {
 		for _, h := range s.Hosts {
 			if h.Host == a.d.Host {
 				continue
