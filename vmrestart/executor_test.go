@@ -713,13 +713,13 @@ func TestCrashAnywhere(t *testing.T) {
 				bubble(t, func(t *testing.T, m *machine) {
 					m.dies, m.after = point, later
 					a := m.boot(t, "b1", "s1")
-					r := a.remind(orderOf(vmA, 2), 10*time.Second)
+					a.remind(orderOf(vmA, 2), 10*time.Second)
 					finished = !m.dead
 					a.end()
 					m.dies = 0
 					a = m.boot(t, "b1", "s1")
 					defer a.end()
-					r = a.remind(orderOf(vmA, 2), time.Minute)
+					r := a.remind(orderOf(vmA, 2), time.Minute)
 					if r.Status != haven.OrderStarted || m.count(vmA) != 1 {
 						t.Errorf("%+v, %d starts", r, m.count(vmA))
 					}

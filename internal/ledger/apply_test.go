@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -131,7 +132,7 @@ func text(t testing.TB, s *State) string {
 
 // with joins commands.
 func with(cmds []Command, more ...Command) []Command {
-	return append(cmds[:len(cmds):len(cmds)], more...)
+	return append(slices.Clip(cmds), more...)
 }
 
 func TestApply(t *testing.T) {

@@ -108,7 +108,9 @@ func newWorld() *world {
 	w.delay = func(Act) time.Duration { return 20 * time.Millisecond }
 	w.commit = func([]ledger.Command) bool { return true }
 	w.stale = func(_ haven.HostID, fresh HostView) HostView { return fresh }
-	w.apply(ledger.Found{Cluster: "c", Generation: 1, By: "op", At: w.now})
+	if err := w.apply(ledger.Found{Cluster: "c", Generation: 1, By: "op", At: w.now}); err != nil {
+		panic(err)
+	}
 	w.m = New(w.cfg)
 	return w
 }
