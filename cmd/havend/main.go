@@ -135,6 +135,7 @@ func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
 	case err := <-ended:
 		return err
 	case sig := <-signals:
+		signal.Stop(signals) // who asks twice does not want to wait
 		reason := leaveReason()
 		log.Info("stopping", "signal", sig.String(), "reason", reason)
 		tellSystemd(log, daemon.SdNotifyStopping)

@@ -60,6 +60,7 @@ type Agent struct {
 	kicked    chan struct{}
 	judged    chan struct{} // there is a new judgement
 	newMaster chan struct{}
+	standing  chan standing // the latest that a master wants of this host's definitions
 	fatal     chan error
 	owned     sync.WaitGroup // goroutines that answer to nobody else
 
@@ -78,7 +79,7 @@ func New(d Deps) (a *Agent, err error) {
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
 		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences),
 		ev: newEvidence(), quiet: newQuiet(), done: make(chan ended, doneQueueLimit),
-		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), fatal: make(chan error, 1),
+		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error
 	defer func() {
@@ -181,10 +182,13 @@ func (a *Agent) openMonitors() error {
 	return nil
 }
 
+// startTimeout bounds one start of a VM.
+const startTimeout = time.Minute
+
 func (a *Agent) openExecutor() (err error) {
 	a.executor, err = vmrestart.NewExecutor(vmrestart.ExecutorConfig{
 		Host: a.d.Host, Boot: a.d.Boot, State: a.d.State, Lease: a.cfg.Raft.Lease, Boottime: a.d.Boottime,
-		ProbeTimeout: 5 * time.Second, ConfirmTimeout: 15 * time.Second, StartTimeout: 60 * time.Second,
+		ProbeTimeout: 5 * time.Second, ConfirmTimeout: 15 * time.Second, StartTimeout: startTimeout,
 		Parallel:   a.cfg.Restart.MaxStartsInFlight,
 		Hypervisor: a.d.Hypervisor, Prober: a.d.Probe, Master: confirmer{a}, Journal: a.d.Journal, Log: a.d.Log,
 	})
@@ -225,6 +229,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("judgement", quietly(a.judgeLoop))
 	part("duty", quietly(a.dutyLoop))
 	part("reports", quietly(a.reportLoop))
+	part("definitions", quietly(a.keepLoop))
 	part("gossip meta", quietly(a.tellGossip))
 	part("fence devices", quietly(a.testDevices))
 
@@ -235,10 +240,33 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Error("the agent ends", "error", err)
 	}
 	stop()
-	parts.Wait()
-	a.owned.Wait()
+	if !within(endLimit, func() { parts.Wait(); a.owned.Wait() }) {
+		err = errors.Join(err, ErrStuck)
+	}
 	a.transport.CloseIdleConnections()
 	return err
+}
+
+// endLimit is how long the end of an agent may take: as long as one start that
+// was begun, with some room.
+const endLimit = startTimeout + 15*time.Second
+
+// ErrStuck is returned by Run when a part did not end in time, such as a write to
+// a disk that hangs. Goroutines are left behind; only the end of the process helps.
+var ErrStuck = errors.New("a part of the agent does not end")
+
+// within says whether wait came back in time.
+func within(limit time.Duration, wait func()) bool {
+	done := make(chan struct{})
+	go func() { defer close(done); wait() }()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // fail ends the agent.

@@ -16,6 +16,8 @@ type evidence struct {
 	mu      sync.Mutex
 	reports map[haven.HostID]*heard
 	probes  map[haven.HostID][]detector.Probe
+	// rejections are what the ledger said of identities that it does not take.
+	rejections map[haven.HostID]rejection
 	// acked is when the master last answered this agent, and who it was.
 	acked ackHeard
 }
@@ -35,20 +37,36 @@ type ackHeard struct {
 	at   time.Time
 }
 
+type rejection struct {
+	id  client.Identity
+	why error
+	at  time.Time
+}
+
+// rejectionFor is how long the ledger is not asked again about an identity that
+// it rejected: each question is an entry in the log.
+const rejectionFor = 5 * time.Second
+
 // maxProbes bounds the probes kept about one host: some rounds of the three
 // kinds by every neighbour that is asked.
 const maxProbes = 64
 
 func newEvidence() *evidence {
-	return &evidence{reports: map[haven.HostID]*heard{}, probes: map[haven.HostID][]detector.Probe{}}
+	return &evidence{
+		reports: map[haven.HostID]*heard{}, probes: map[haven.HostID][]detector.Probe{}, rejections: map[haven.HostID]rejection{},
+	}
 }
 
-// report takes in a host's report, and says whether its inventory is at hand.
-func (e *evidence) report(r *client.Report, at time.Time) bool {
+// report takes in a host's report. It says whether the host's inventory is at
+// hand, and whether the report tells more than that the host still lives.
+func (e *evidence) report(r *client.Report, at time.Time) (known, news bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	h := &heard{Report: *r, at: at}
-	if old := e.reports[r.Host]; old != nil && old.Boot == r.Boot && old.inventorySHA == r.InventorySHA {
+	old := e.reports[r.Host]
+	news = old == nil || old.Identity != r.Identity || r.Inventory != nil || old.Leaving != r.Leaving ||
+		old.Refuses != r.Refuses || !slices.Equal(old.Orders, r.Orders)
+	if old != nil && old.Boot == r.Boot && old.inventorySHA == r.InventorySHA {
 		h.inventory, h.inventorySHA = old.inventory, old.inventorySHA
 	}
 	if r.Inventory != nil {
@@ -56,7 +74,25 @@ func (e *evidence) report(r *client.Report, at time.Time) bool {
 	}
 	h.Inventory = nil
 	e.reports[r.Host] = h
-	return h.inventorySHA == r.InventorySHA
+	known = h.inventorySHA == r.InventorySHA
+	return known, news || !known
+}
+
+// rejected notes that the ledger does not take a host as it describes itself.
+func (e *evidence) rejected(id client.Identity, why error, at time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rejections[id.Host] = rejection{id, why, at}
+}
+
+// lastRejection returns why the ledger rejected just this identity lately.
+func (e *evidence) lastRejection(id client.Identity, now time.Time) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r, ok := e.rejections[id.Host]; ok && r.id == id && now.Sub(r.at) < rejectionFor {
+		return r.why
+	}
+	return nil
 }
 
 // forgetReports drops all reports: they were sent to a master that this agent
@@ -65,6 +101,7 @@ func (e *evidence) forgetReports() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.reports = map[haven.HostID]*heard{}
+	clear(e.rejections)
 }
 
 func (e *evidence) ack(from haven.HostID, boot haven.BootID, at time.Time) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -315,4 +316,21 @@ func TestStillDead(t *testing.T) {
 	if (*judged)(nil).stillDead(now, act) == nil {
 		t.Error("allowed without a judgement")
 	}
+}
+
+// TestEndIsBounded (P8): a part that never ends does not keep the process.
+func TestEndIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, stuck := time.Now(), make(chan struct{})
+		if within(endLimit, func() { <-stuck }) {
+			t.Error("it waited for what never ended")
+		}
+		if took := time.Since(begun); took != endLimit {
+			t.Errorf("it took %s", took)
+		}
+		close(stuck)
+		if !within(endLimit, func() {}) {
+			t.Error("it did not wait for what ended")
+		}
+	})
 }

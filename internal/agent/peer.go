@@ -44,14 +44,15 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 		return client.Ack{}, why
 	}
 	ack.Registered = true
-	ack.WantInventory = !a.ev.report(r, time.Now())
+	known, news := a.ev.report(r, time.Now())
+	ack.WantInventory = !known
 	a.power.alive(r.Host, a.deviceKeys(r.Host), r.Boot, time.Now())
 	rep, _ := a.ev.view(r.Host)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		to := recovery.Instruct(s, r.Host, rep.inventory)
 		ack.Protected, ack.SetAside = to.Protected, to.SetAside
 	})
-	if len(r.Orders) > 0 || ack.WantInventory || r.Inventory != nil || r.Leaving != haven.LeaveNone {
+	if news {
 		a.kick()
 	}
 	return ack, nil
@@ -68,6 +69,9 @@ func (a *Agent) register(ctx context.Context, id client.Identity) error {
 	if known {
 		return nil
 	}
+	if why := a.ev.lastRejection(id, time.Now()); why != nil {
+		return why
+	}
 	errs, err := a.commit(ctx, ledger.RegisterHost{
 		Host: id.Host, Role: id.Role, Address: id.Address, Boot: id.Boot, State: id.State, Incarnation: id.Incarnation, At: time.Now(),
 	})
@@ -77,6 +81,8 @@ func (a *Agent) register(ctx context.Context, id client.Identity) error {
 	if errs[0] == nil {
 		a.log.Info("host registered", "host", id.Host, "boot", id.Boot, "incarnation", id.Incarnation)
 		a.kick()
+	} else {
+		a.ev.rejected(id, errs[0], time.Now())
 	}
 	return errs[0]
 }

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -38,7 +40,7 @@ func (a *Agent) lookOnce(ctx context.Context, host haven.HostID, kind haven.Evid
 	case haven.EvidenceProbeAgent:
 		hello, err := a.client.Hello(ctx, host)
 		if err != nil {
-			return haven.No, err.Error()
+			return answerOf(err), err.Error()
 		}
 		return haven.Yes, "boot " + string(hello.Boot)
 	case haven.EvidenceProbeHelper:
@@ -63,10 +65,31 @@ func (a *Agent) knock(ctx context.Context, addr string) (haven.Tri, string) {
 		return haven.Yes, "connected"
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		return haven.Yes, "refused, so its network stack lives"
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.ENETDOWN), errors.Is(err, syscall.EADDRNOTAVAIL):
-		return haven.Unknown, "this host's own network is down: " + err.Error()
 	}
-	return haven.No, err.Error()
+	return answerOf(err), err.Error()
+}
+
+// answerOf says what a question that failed tells of who was asked. Only silence
+// and refusal are an answer of no; what went wrong on this side of the wire tells
+// nothing (P5).
+func answerOf(err error) haven.Tri {
+	if _, answered := errors.AsType[*client.Error](err); answered {
+		return haven.Yes
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return haven.Yes // It closed the door on this agent: its certificate has expired, perhaps.
+	}
+	if _, another := errors.AsType[*tls.CertificateVerificationError](err); another {
+		return haven.Unknown // Somebody answers there, who did not prove to be that host.
+	}
+	for _, own := range []error{
+		context.Canceled, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE,
+	} {
+		if errors.Is(err, own) {
+			return haven.Unknown
+		}
+	}
+	return haven.No
 }
 
 // probeAround has a suspect probed by this agent and by some neighbours.

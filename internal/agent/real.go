@@ -292,11 +292,11 @@ func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, id haven
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return haven.No, err.Error()
+		return answerOf(err), err.Error()
 	}
 	defer func() { _ = resp.Body.Close() }() // read to its end or not, it is done with
 	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
-		return haven.No, err.Error()
+		return haven.Unknown, err.Error() // it began to answer
 	}
 	return haven.Yes, resp.Status
 }
@@ -307,7 +307,7 @@ func listenLocal(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, fmt.Errorf("open local socket: %w", err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("open local socket: %w", err)
 	}
 	old := unix.Umask(0o177)
@@ -317,4 +317,19 @@ func listenLocal(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open local socket: %w", err)
 	}
 	return l, nil
+}
+
+// removeSocket removes the socket that an agent left behind which was killed.
+// What is not a socket is somebody else's.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s is in the way, and is not a socket", path)
+	}
+	return os.Remove(path)
 }

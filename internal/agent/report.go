@@ -15,10 +15,13 @@ const reportTimeout = time.Second
 
 // reportLoop tells the master about this host, again and again.
 func (a *Agent) reportLoop(ctx context.Context) {
-	r := reporter{a: a, asideSince: map[haven.VMID]haven.Epoch{}}
+	r := reporter{a: a}
 	var failing string
 	for {
 		every := a.cfg.Detection.ReportInterval
+		// What changes from here on is not in the report, and is told at once.
+		_, _, _, inventory := a.watch.get()
+		_, orders := a.reports()
 		master, ok := a.master()
 		if ok {
 			ack, err := r.send(ctx, master)
@@ -31,7 +34,7 @@ func (a *Agent) reportLoop(ctx context.Context) {
 					a.log.Info("reports are taken again", "master", master)
 				}
 				failing = ""
-				a.obey(ctx, ack)
+				a.obey(ack)
 				every = max(every, ack.Every.Duration())
 				if ack.WantInventory {
 					r.sentSHA = ""
@@ -43,7 +46,7 @@ func (a *Agent) reportLoop(ctx context.Context) {
 		} else {
 			every = min(every, 100*time.Millisecond)
 		}
-		r.wait(ctx, every)
+		a.waitToReport(ctx, every, inventory, orders)
 		if ctx.Err() != nil {
 			return
 		}
@@ -52,17 +55,15 @@ func (a *Agent) reportLoop(ctx context.Context) {
 
 // reporter makes reports. It sends the inventory only when it changed.
 type reporter struct {
-	a          *Agent
-	sentSHA    string
-	sentTo     haven.HostID
-	asideSince map[haven.VMID]haven.Epoch
+	a       *Agent
+	sentSHA string
+	sentTo  haven.HostID
 }
 
-// wait ends when it is time for the next report, or when something happened
-// that the master should hear at once. Two reports are at least 20 ms apart.
-func (r *reporter) wait(ctx context.Context, every time.Duration) {
-	_, _, _, inventory := r.a.watch.get()
-	_, orders := r.a.reports()
+// waitToReport ends when it is time for the next report, or when something
+// happened that the master should hear at once. Two reports are at least 20 ms
+// apart.
+func (a *Agent) waitToReport(ctx context.Context, every time.Duration, inventory, orders <-chan struct{}) {
 	least := time.NewTimer(min(every, 20*time.Millisecond))
 	defer least.Stop()
 	next := time.NewTimer(every)
@@ -77,7 +78,7 @@ func (r *reporter) wait(ctx context.Context, every time.Duration) {
 	case <-next.C:
 	case <-inventory:
 	case <-orders:
-	case <-r.a.newMaster:
+	case <-a.newMaster:
 	}
 }
 
@@ -138,7 +139,7 @@ func (a *Agent) reports() ([]haven.OrderReport, <-chan struct{}) { return a.exec
 
 // obey does what the master's answer to a report asks for. An answer from a
 // master that was superseded is worth nothing.
-func (a *Agent) obey(ctx context.Context, ack client.Ack) {
+func (a *Agent) obey(ack client.Ack) {
 	if err := a.executor.See(ack.Term); err != nil {
 		a.log.Warn("answer to a report is not obeyed", "master", ack.Master, "error", err)
 		return
@@ -151,21 +152,49 @@ func (a *Agent) obey(ctx context.Context, ack client.Ack) {
 	}
 	a.ev.ack(ack.Master, a.bootOf(ack.Master), time.Now())
 	a.setTold()
-	if a.d.Hypervisor != nil {
-		a.keepAutostart(ctx, ack.Protected)
-		a.setAside(ctx, ack.SetAside)
+	select { // Nobody else sends, so there is room after this.
+	case <-a.standing:
+	default:
+	}
+	a.standing <- standing{time.Now(), ack.Protected, ack.SetAside}
+}
+
+// standing is what a master wants of this host's definitions.
+type standing struct {
+	at                  time.Time
+	protected, setAside []haven.VMID
+}
+
+// keepTimeout bounds one change of a definition's standing, and keepFor how long
+// what the master wanted counts: the next report brings it anew.
+const (
+	keepTimeout = 5 * time.Second
+	keepFor     = 2 * time.Second
+)
+
+// keepLoop carries out what masters want of this host's definitions. It is not
+// done between two reports: a VM manager that hangs must not make the host look
+// silent (P8).
+func (a *Agent) keepLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case w := <-a.standing:
+			if a.d.Hypervisor != nil {
+				a.keepAutostart(ctx, w)
+				a.setAside(ctx, w)
+			}
+		}
 	}
 }
 
-// keepTimeout bounds one change of a definition's standing.
-const keepTimeout = 5 * time.Second
-
 // keepAutostart takes the start of protected VMs out of the VM manager's hands.
-func (a *Agent) keepAutostart(ctx context.Context, protected []haven.VMID) {
+func (a *Agent) keepAutostart(ctx context.Context, w standing) {
 	inv, _, _, _ := a.watch.get()
-	for _, id := range protected {
+	for _, id := range w.protected {
 		info, ok := inv.Find(id)
-		if !ok || !info.Autostart {
+		if !ok || !info.Autostart || time.Since(w.at) > keepFor {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, keepTimeout)
@@ -180,10 +209,10 @@ func (a *Agent) keepAutostart(ctx context.Context, protected []haven.VMID) {
 }
 
 // setAside takes stale definitions of VMs that run elsewhere off this host.
-func (a *Agent) setAside(ctx context.Context, moved []haven.VMID) {
-	for _, id := range moved {
+func (a *Agent) setAside(ctx context.Context, w standing) {
+	for _, id := range w.setAside {
 		inv, _, _, _ := a.watch.get()
-		if _, listed := inv.Find(id); !listed || inv.Has(id) != haven.No || a.ordered(id) {
+		if _, listed := inv.Find(id); !listed || inv.Has(id) != haven.No || a.ordered(id) || time.Since(w.at) > keepFor {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, keepTimeout)
