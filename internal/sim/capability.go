@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -170,10 +171,6 @@ func (j journal) Save(s vmrestart.JournalState) error {
 }
 
 func copyJournal(s vmrestart.JournalState) vmrestart.JournalState {
-	c := s
-	c.VMs = make(map[haven.VMID]vmrestart.OrderRecord, len(s.VMs))
-	for id, r := range s.VMs {
-		c.VMs[id] = r
-	}
-	return c
+	s.VMs = maps.Clone(s.VMs)
+	return s
 }

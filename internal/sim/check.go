@@ -29,7 +29,6 @@ type checker struct {
 	downs   []powerDown
 
 	// What the world was like, by samples.
-	samples  int
 	quorate  map[haven.HostID]time.Duration    // when it last reached a majority of all hosts
 	led      map[haven.HostID]reign            // when it was last master
 	near     map[[2]haven.HostID]time.Duration // when two agents last could talk
@@ -85,16 +84,14 @@ func newChecker(c *Cluster) *checker {
 }
 
 // violate records a broken promise.
-func (k *checker) violate(promise, format string, args ...any) string {
+func (k *checker) violate(promise, format string, args ...any) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.broken(promise, format, args...)
+	k.broken(promise, format, args...)
 }
 
-func (k *checker) broken(promise, format string, args ...any) string {
-	text := fmt.Sprintf("%s at %.3f s: %s", promise, k.c.Now().Seconds(), fmt.Sprintf(format, args...))
-	k.bad = append(k.bad, text)
-	return text
+func (k *checker) broken(promise, format string, args ...any) {
+	k.bad = append(k.bad, fmt.Sprintf("%s at %.3f s: %s", promise, k.c.Now().Seconds(), fmt.Sprintf(format, args...)))
 }
 
 func (k *checker) found() []string {
@@ -139,6 +136,7 @@ func (k *checker) see(e Event) []string {
 		k.powerDown(e)
 	case Commit:
 		k.commit(e)
+	case Fault, Heal, User, AgentUp, AgentDown, BMCReadOff, OrderSaved, Said, Violated: // they break nothing by themselves
 	}
 	return slices.Clone(k.bad[before:])
 }
@@ -191,18 +189,18 @@ func (k *checker) startCall(e Event) {
 		if term, leads := m.leads(); leads {
 			r, led = reign{now, term.Term}, true
 		}
-		close, talked := k.near[[2]haven.HostID{e.Host, m.ID}]
+		met, talked := k.near[[2]haven.HostID{e.Host, m.ID}]
 		if k.c.net.Talks(k.c.Host(e.Host).Addr, m.Addr) {
-			close, talked = now, true
+			met, talked = now, true
 		}
-		if !led || now-r.at > actAge || m.ID != e.Host && (!talked || now-close > actAge) {
+		if !led || now-r.at > actAge || m.ID != e.Host && (!talked || now-met > actAge) {
 			continue
 		}
-		if newer := k.newer(r.term, now); newer == 0 {
+		newer := k.newer(r.term, now)
+		if newer == 0 {
 			return
-		} else {
-			why = fmt.Sprintf("%s near by leads in term %d, term %d has begun", m.ID, r.term, newer)
 		}
+		why = fmt.Sprintf("%s near by leads in term %d, term %d has begun", m.ID, r.term, newer)
 	}
 	k.broken("P3", "%s asks for a start of %s: %s", e.Host, shortVM(e.VM), why)
 }

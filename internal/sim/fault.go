@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -99,15 +100,16 @@ func (c *Cluster) Deafen(h *Host, inward, on bool) {
 // Partition cuts the given machines off all others, or ends that.
 func (c *Cluster) Partition(some []*Host, on bool) {
 	var f cut
-	name := "partition"
+	names := []string{"partition"}
 	for _, a := range some {
-		name += " " + string(a.ID)
+		names = append(names, string(a.ID))
 		for _, b := range c.hosts {
 			if !slices.Contains(some, b) {
 				f.routes = append(f.routes, [2]netip.Addr{a.Addr, b.Addr}, [2]netip.Addr{b.Addr, a.Addr})
 			}
 		}
 	}
+	name := strings.Join(names, " ")
 	c.tell(on, some[0], name)
 	if on {
 		c.setCut(name, &f)

@@ -83,7 +83,7 @@ func (p *process) kill() {
 		// What is left runs on for a moment, as it must not matter. Raft needs it
 		// to answer whom it would leave waiting for ever when it is shut down while
 		// its disk hangs.
-		p.life.h.c.wg.Go(func() { time.Sleep(lingers); p.stop() })
+		p.life.h.c.wg.Go(func() { pass(lingers); p.stop() })
 	})
 }
 

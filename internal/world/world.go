@@ -269,7 +269,8 @@ func (m *Machine) checkTwice(v *vm) {
 // executes says whether a VM can write to its disks. One that arrives cannot
 // yet, and one that was handed over cannot any more.
 func executes(info haven.VMInfo) bool {
-	return info.State.Present() && info.State != haven.VMIncoming && !(info.State == haven.VMPaused && info.Reason == handedOver)
+	handed := info.State == haven.VMPaused && info.Reason == handedOver
+	return info.State.Present() && info.State != haven.VMIncoming && !handed
 }
 
 // handedOver is the reason of a VM that waits, paused, for the end of its own
@@ -324,11 +325,11 @@ func (w *World) Migrate(id haven.VMID, from, to *Machine, transfer, handover tim
 	if err != nil {
 		return err
 	}
-	time.Sleep(transfer)
+	time.Sleep(transfer) //nolint:forbidigo // the machines do this by themselves
 	if err := w.switchOver(src, dst, from, to); err != nil {
 		return err
 	}
-	time.Sleep(handover)
+	time.Sleep(handover) //nolint:forbidigo // likewise
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if from.vms[id] == src && src.info.State == haven.VMPaused && src.info.Reason == handedOver {

@@ -26,8 +26,8 @@ type Link struct {
 
 // Times of streams.
 const (
-	retransmitMin = 200 * time.Millisecond
-	retransmitMax = 8 * time.Second
+	retransmitFirst = 200 * time.Millisecond
+	retransmitLast  = 8 * time.Second
 	// giveUpAfter is how long a stream lives without an acknowledgement.
 	giveUpAfter = 2 * time.Minute
 	// window is what a stream sends without an acknowledgement.

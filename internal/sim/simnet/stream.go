@@ -248,7 +248,7 @@ func (c *Conn) again(acknowledged bool) {
 		c.fail(syscall.ETIMEDOUT)
 		return
 	}
-	c.retry = min(max(2*c.retry, retransmitMin), retransmitMax)
+	c.retry = min(max(2*c.retry, retransmitFirst), retransmitLast)
 	c.waiting = true
 	n.later(c.retry, func() { c.waiting = false; c.push() })
 }
