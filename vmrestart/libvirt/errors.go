@@ -91,6 +91,10 @@ func classify(err error) error {
 	switch lv.ErrorNumber(le.Code) {
 	case lv.ErrNoDomain:
 		return haven.ErrNotFound
+	case lv.ErrOperationTimeout:
+		// Another job holds the VM, and it may be a start that somebody gave up
+		// waiting for: that one can still happen (P1).
+		return ErrOutcomeUnknown
 	case lv.ErrNoMemory:
 		return ErrNoMemory
 	case lv.ErrNoNetwork, lv.ErrNoInterface, lv.ErrNoNetworkPort:
