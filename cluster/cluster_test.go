@@ -663,7 +663,8 @@ func TestSuspicionOfSelfIsCounted(t *testing.T) {
 func forgedDeath(host string, incarnation byte) []byte {
 	msg := []byte{5, 0x83} // dead, a map of three
 	for _, kv := range [][2][]byte{
-		{[]byte("Incarnation"), {incarnation}}, {[]byte("Node"), append([]byte{0xa0 | byte(len(host))}, host...)},
+		{[]byte("Incarnation"), {incarnation}},
+		{[]byte("Node"), append([]byte{0xa0 | byte(len(host))}, host...)},
 		{[]byte("From"), append([]byte{0xa0 | byte(len(host))}, host...)},
 	} {
 		msg = append(append(append(msg, 0xa0|byte(len(kv[0]))), kv[0]...), kv[1]...)

@@ -110,9 +110,16 @@ func (t Timing) check() error {
 		name string
 		d    time.Duration
 	}{
-		{"probe interval", t.ProbeInterval}, {"probe timeout", t.ProbeTimeout}, {"gossip interval", t.GossipInterval},
-		{"push-pull interval", t.PushPullInterval}, {"gossip to the dead", t.GossipToTheDead}, {"reclaim after", t.ReclaimAfter},
-		{"stream timeout", t.StreamTimeout}, {"rejoin minimum", t.RejoinMin}, {"rejoin alone", t.RejoinAlone}, {"meta interval", t.MetaInterval},
+		{"probe interval", t.ProbeInterval},
+		{"probe timeout", t.ProbeTimeout},
+		{"gossip interval", t.GossipInterval},
+		{"push-pull interval", t.PushPullInterval},
+		{"gossip to the dead", t.GossipToTheDead},
+		{"reclaim after", t.ReclaimAfter},
+		{"stream timeout", t.StreamTimeout},
+		{"rejoin minimum", t.RejoinMin},
+		{"rejoin alone", t.RejoinAlone},
+		{"meta interval", t.MetaInterval},
 	} {
 		if d.d < time.Millisecond {
 			errs = append(errs, fmt.Errorf("%s %v: want at least 1ms", d.name, d.d))

@@ -58,8 +58,10 @@ type simPacket struct {
 }
 
 func (h simHost) bind(network, addr string) (*simSocket, error) {
-	s := &simSocket{net: h.net, key: network + " " + addr, addr: netip.MustParseAddrPort(addr),
-		packets: make(chan simPacket, 512), conns: make(chan net.Conn, 128), closed: make(chan struct{})}
+	s := &simSocket{
+		net: h.net, key: network + " " + addr, addr: netip.MustParseAddrPort(addr),
+		packets: make(chan simPacket, 512), conns: make(chan net.Conn, 128), closed: make(chan struct{}),
+	}
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
 	if h.net.sockets[s.key] != nil || s.addr.Addr() != h.addr {
@@ -73,6 +75,7 @@ func (h simHost) Listen(network, addr string) (net.Listener, error) {
 	s, err := h.bind(network, addr)
 	return simListener{s}, err
 }
+
 func (h simHost) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return h.bind(network, addr)
 }

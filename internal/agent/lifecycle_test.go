@@ -132,7 +132,7 @@ func TestNewThatFailsLeavesNothing(t *testing.T) {
 		{"no gossip key", func(_ *testing.T, d *Deps) { d.GossipKeys = nil }},
 		{"a gossip port in use", func(t *testing.T, d *Deps) {
 			self, _ := d.Config.Host(d.Host)
-			l, err := net.Listen("tcp", hostPort(self.Address, d.Config.Gossip.Port)) //nolint:forbidigo // it is in the way
+			l, err := net.Listen("tcp", hostPort(self.Address, d.Config.Gossip.Port))
 			if err != nil {
 				t.Fatal(err)
 			}

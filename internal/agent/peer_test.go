@@ -55,8 +55,10 @@ func TestAnswerOf(t *testing.T) {
 func TestReportThatIsNoNews(t *testing.T) {
 	ev := newEvidence()
 	report := func(change func(*client.Report)) bool {
-		r := client.Report{Identity: client.Identity{Host: "kvm-02", Boot: "b"}, InventorySHA: "x",
-			Orders: []haven.OrderReport{{Order: "o", Status: haven.OrderStarted}}}
+		r := client.Report{
+			Identity: client.Identity{Host: "kvm-02", Boot: "b"}, InventorySHA: "x",
+			Orders: []haven.OrderReport{{Order: "o", Status: haven.OrderStarted}},
+		}
 		change(&r)
 		_, news := ev.report(&r, time.Now())
 		return news

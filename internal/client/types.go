@@ -242,26 +242,26 @@ type Host struct {
 	Boot      haven.BootID `json:"boot,omitempty"`
 	Connected bool         `json:"connected"`
 	// Registered is false for a configured host that never took part.
-	Registered  bool              `json:"registered"`
-	Verdict     haven.Verdict     `json:"verdict"`
-	VerdictAge  Millis            `json:"verdict_age_ms"`
-	Explanation string            `json:"explanation"`
-	Missing     []string          `json:"missing,omitempty"`
-	Hold        haven.Hold        `json:"hold,omitzero"`
-	Evidence    []haven.Evidence  `json:"evidence,omitempty"`
-	Network     PathView          `json:"network"`
-	Storage     PathView          `json:"storage"`
-	Helper      PathView          `json:"helper"`
-	Power       PathView          `json:"power"`
+	Registered  bool             `json:"registered"`
+	Verdict     haven.Verdict    `json:"verdict"`
+	VerdictAge  Millis           `json:"verdict_age_ms"`
+	Explanation string           `json:"explanation"`
+	Missing     []string         `json:"missing,omitempty"`
+	Hold        haven.Hold       `json:"hold,omitzero"`
+	Evidence    []haven.Evidence `json:"evidence,omitempty"`
+	Network     PathView         `json:"network"`
+	Storage     PathView         `json:"storage"`
+	Helper      PathView         `json:"helper"`
+	Power       PathView         `json:"power"`
 	// PowerTrusted says that an off of all of the host's fence devices would be
 	// a proof, as far as they are known by now.
-	PowerTrusted bool `json:"power_trusted"`
-	Left        haven.LeaveReason `json:"left,omitempty"`
-	Incident    haven.IncidentID  `json:"incident,omitempty"`
-	Proof       *haven.Proof      `json:"proof,omitempty"`
-	VMs         int               `json:"vms"` // protected VMs that it owns
-	Load        haven.HostLoad    `json:"load"`
-	Refuses     string            `json:"refuses,omitempty"`
+	PowerTrusted bool              `json:"power_trusted"`
+	Left         haven.LeaveReason `json:"left,omitempty"`
+	Incident     haven.IncidentID  `json:"incident,omitempty"`
+	Proof        *haven.Proof      `json:"proof,omitempty"`
+	VMs          int               `json:"vms"` // protected VMs that it owns
+	Load         haven.HostLoad    `json:"load"`
+	Refuses      string            `json:"refuses,omitempty"`
 }
 
 // VM is one VM as the ledger has it.
