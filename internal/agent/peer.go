@@ -48,6 +48,9 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	ack.WantInventory = !known
 	a.power.alive(r.Host, a.deviceKeys(r.Host), r.Boot, time.Now())
 	rep, _ := a.ev.view(r.Host)
+	if rep == nil { // This agent lost its mastery a moment ago, and forgot all reports.
+		return client.Ack{}, haven.ErrNotMaster
+	}
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		to := recovery.Instruct(s, r.Host, rep.inventory)
 		ack.Protected, ack.SetAside = to.Protected, to.SetAside

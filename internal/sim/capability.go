@@ -21,6 +21,8 @@ type life struct {
 	h    *Host
 	boot haven.BootID
 	gone chan struct{} // closed when the process is killed or the power goes
+
+	began time.Time
 }
 
 func (l *life) dead() bool {

@@ -29,7 +29,7 @@ type checker struct {
 	downs   []powerDown
 
 	// What the world was like, by samples.
-	quorate  map[haven.HostID]time.Duration    // when it last reached a majority of all hosts
+	quorate  map[haven.HostID]time.Duration    // when it last reached a majority of the hosts with power
 	led      map[haven.HostID]reign            // when it was last master
 	near     map[[2]haven.HostID]time.Duration // when two agents last could talk
 	alive    map[[2]haven.HostID]time.Duration // since when the first could have seen the second live by network
@@ -205,7 +205,8 @@ func (k *checker) startCall(e Event) {
 	k.broken("P3", "%s asks for a start of %s: %s", e.Host, shortVM(e.VM), why)
 }
 
-// reachesMost says whether a host talks to a majority of all right now.
+// reachesMost says whether a host talks right now to a majority of the hosts
+// that have power.
 func (k *checker) reachesMost(a *Host) bool {
 	n := 0
 	for _, b := range k.c.hosts {
@@ -213,7 +214,7 @@ func (k *checker) reachesMost(a *Host) bool {
 			n++
 		}
 	}
-	return n > len(k.c.hosts)/2
+	return n > len(k.boots)/2
 }
 
 // newer returns a term that began, for certain, before now and after the given
@@ -366,7 +367,7 @@ func (k *checker) sample() {
 		if term, leads := reigns[a.ID]; leads {
 			k.led[a.ID] = reign{now, term.Term}
 		}
-		if reached > len(k.c.hosts)/2 {
+		if reached > len(k.boots)/2 {
 			k.quorate[a.ID] = now
 		}
 		lands := false
@@ -385,7 +386,7 @@ func (k *checker) sample() {
 	}
 }
 
-// reachable says whether a host talks to most others.
+// reachable says whether a host talks to most of those that have power.
 func (k *checker) reachable(a *Host, talks map[[2]haven.HostID]bool) bool {
 	n := 0
 	for _, b := range k.c.hosts {
@@ -393,7 +394,7 @@ func (k *checker) reachable(a *Host, talks map[[2]haven.HostID]bool) bool {
 			n++
 		}
 	}
-	return n > len(k.c.hosts)/2
+	return n > len(k.boots)/2
 }
 
 // lossy says whether any fault makes links lose packets now.

@@ -271,7 +271,7 @@ func (h *Host) startAgent(boot haven.BootID) {
 	}
 	h.disk.incarnation++
 	state, incarnation := h.disk.state, h.disk.incarnation
-	l := &life{h: h, boot: boot, gone: make(chan struct{})}
+	l := &life{h: h, boot: boot, gone: make(chan struct{}), began: time.Now()}
 	p := &process{life: l, net: h.net.Process(), ended: make(chan struct{})}
 	h.mu.Unlock()
 
@@ -390,7 +390,7 @@ func (h *Host) startHelper(boot haven.BootID) {
 		return
 	}
 	h.lives++
-	l := &life{h: h, boot: boot, gone: make(chan struct{})}
+	l := &life{h: h, boot: boot, gone: make(chan struct{}), began: time.Now()}
 	p := &process{life: l, net: h.net.Process(), ended: make(chan struct{})}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop

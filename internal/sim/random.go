@@ -224,9 +224,10 @@ func boardsFault(c *Cluster, r *rand.Rand) func() {
 }
 
 func dataFault(c *Cluster, r *rand.Rand) func() {
-	// Two disks at once are more than a majority of three can lose.
+	// A voter's disk that is lost while others are down, or have not got back
+	// their vote, is more than Raft can stand.
 	h := c.anyHost(r)
-	if c.Now()-c.lostAt < 2*time.Minute && c.lostAt > 0 || !h.Up() {
+	if c.Now()-c.lostAt < 2*time.Minute && c.lostAt > 0 || !c.wellFor(time.Minute) {
 		return nil
 	}
 	c.lostAt = c.Now()
@@ -234,6 +235,23 @@ func dataFault(c *Cluster, r *rand.Rand) func() {
 	c.tell(true, h, "loses its data directory")
 	h.LoseData()
 	return h.StartAgent
+}
+
+// wellFor says whether every agent has run for at least so long, and no network
+// fault is about.
+func (c *Cluster) wellFor(d time.Duration) bool {
+	c.mu.Lock()
+	cuts := len(c.cuts)
+	c.mu.Unlock()
+	for _, h := range c.hosts {
+		h.mu.Lock()
+		well := h.agent != nil && time.Since(h.agent.life.began) >= d
+		h.mu.Unlock()
+		if !well || h.frozen() {
+			return false
+		}
+	}
+	return cuts == 0 && c.Master() != nil
 }
 
 func diskFault(c *Cluster, r *rand.Rand) func() {
