@@ -42,7 +42,7 @@ func start(t *testing.T, hosts int) *minicluster.Cluster {
 }
 
 // until polls the API of any live host until the answer is as wanted.
-func until[T any](t *testing.T, c *minicluster.Cluster, path string, what string, ok func(T) bool) T {
+func until[T any](t testing.TB, c *minicluster.Cluster, path string, what string, ok func(T) bool) T {
 	t.Helper()
 	api, err := c.Client()
 	if err != nil {
