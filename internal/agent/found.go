@@ -62,23 +62,29 @@ func (f founders) ProposalWithdrawn(ctx context.Context, host haven.HostID, p el
 }
 
 // gossipEvery is how often what gossip tells of this agent is brought up to
-// date. The gossip layer announces changes only.
-const gossipEvery = 200 * time.Millisecond
+// date. The gossip layer announces changes only. A change of master is told at
+// once; the rest, such as who votes, is a hint that may wait.
+const gossipEvery = time.Second
 
 func (a *Agent) tellGossip(ctx context.Context) {
 	tick := time.NewTicker(gossipEvery)
 	defer tick.Stop()
+	tell := func() {
+		if err := a.cluster.SetMeta(a.meta()); err != nil && a.leaving() == haven.LeaveNone {
+			a.log.Log(ctx, a.quiet.level("meta"), "gossip does not take what is to be told", "error", err)
+		}
+	}
+	tell()
 	events := a.cluster.Events()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := a.cluster.SetMeta(a.meta()); err != nil && a.leaving() == haven.LeaveNone {
-				a.log.Log(ctx, a.quiet.level("meta"), "gossip does not take what is to be told", "error", err)
-			}
+			tell()
 		case l := <-a.election.Changes():
 			a.log.Info("leadership changed", "master", l.Host, "raft_term", l.Term)
+			tell()
 			select {
 			case a.newMaster <- struct{}{}:
 			default:
