@@ -253,6 +253,9 @@ func (c *Cluster) Client() (*client.Client, error) {
 	})), nil
 }
 
+// DataDir is where the agent of a host keeps its data.
+func (c *Cluster) DataDir(id haven.HostID) string { return filepath.Join(c.opts.Dir, string(id)) }
+
 // Hosts returns the machines, in order.
 func (c *Cluster) Hosts() []*Host { return c.hosts }
 
@@ -431,7 +434,7 @@ func (h *Host) StartAgent() error {
 func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error) {
 	c := h.c
 	log := c.opts.Log(h.ID)
-	dir := filepath.Join(c.opts.Dir, string(h.ID))
+	dir := c.DataDir(h.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return d, nil, err
 	}
