@@ -61,6 +61,10 @@ const (
 	bmcPort    = 6623
 )
 
+// bmcPassword is that of all BMCs. It is long enough to be found wherever it does
+// not belong.
+const bmcPassword = "knock-knock-bmc"
+
 // Cluster is a running cluster.
 type Cluster struct {
 	World *world.World
@@ -157,7 +161,7 @@ func (c *Cluster) addHost(i int) error {
 		return err
 	}
 	h.BMC, err = ipmitest.Start(c.bmcAddr(h), ipmitest.Config{
-		Accounts: []ipmitest.Account{{Name: "haven", Password: "demo", Privilege: ipmitest.Operator}},
+		Accounts: []ipmitest.Account{{Name: "haven", Password: bmcPassword, Privilege: ipmitest.Operator}},
 		GUID:     [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, c.opts.Net[1], byte(i + 1)}, Off: true,
 		OnPower: func(on bool) error {
 			if on {
@@ -466,7 +470,7 @@ func (c *Cluster) fences() (map[haven.HostID][][]agent.FenceDevice, error) {
 	all := map[haven.HostID][][]agent.FenceDevice{}
 	for _, h := range c.hosts {
 		driver, err := ipmi.New(ipmi.Config{
-			Net: netx.Real{}, Address: h.BMC.Addr(), Username: "haven", Password: func() (string, error) { return "demo", nil },
+			Net: netx.Real{}, Address: h.BMC.Addr(), Username: "haven", Password: func() (string, error) { return bmcPassword, nil },
 		})
 		if err != nil {
 			return nil, err
