@@ -298,10 +298,19 @@ func TestLeaveReasonSurvivesLoss(t *testing.T) {
 		_ = leaver.Leave(t.Context(), haven.LeaveShutdown)
 		leaver.kill()
 		waitFor(t, 30*time.Second, "all see h2 left", l.allSee(StateLeft, "h2"))
+		without := 0
 		for _, a := range l.agents {
-			if m := a.member("h2"); a != leaver && (m.Leave != haven.LeaveShutdown || m.Meta.Leave != haven.LeaveNone) {
+			m := a.member("h2")
+			if a != leaver && m.Leave != haven.LeaveShutdown {
 				t.Errorf("%s sees reason %q, by meta %q", a.id, m.Leave, m.Meta.Leave)
 			}
+			if a != leaver && m.Meta.Leave == haven.LeaveNone {
+				without++
+			}
+		}
+		// A full exchange over a stream may have brought the meta to one or two.
+		if without < 4 {
+			t.Errorf("only %d of 7 have the reason without the meta: nothing is shown", without)
 		}
 	})
 }
