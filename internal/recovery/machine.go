@@ -189,9 +189,13 @@ type Machine struct {
 	healthy map[haven.HostID]time.Time
 	// troubled is since when a host's verdict has been worth an incident.
 	troubled map[haven.HostID]time.Time
-	twice    map[haven.VMID]bool                   // seen on two hosts, in this step
-	ended    map[haven.IncidentID]ledger.EndFence  // of attempts that are over, until the ledger shows it
-	proofs   map[haven.IncidentID]ledger.ProveDead // that a fence brought, until the ledger has it
+	// dead is since when this master has known a host's proof, and there is when
+	// it last saw a VM at its owner; see hidden.
+	dead   map[haven.HostID]time.Time
+	there  map[haven.VMID]time.Time
+	twice  map[haven.VMID]bool                   // seen on two hosts, in this step
+	ended  map[haven.IncidentID]ledger.EndFence  // of attempts that are over, until the ledger shows it
+	proofs map[haven.IncidentID]ledger.ProveDead // that a fence brought, until the ledger has it
 
 	now time.Time
 	in  Input
@@ -228,6 +232,7 @@ func New(cfg Config) *Machine {
 		fetched: map[string]time.Time{},
 		blocked: map[haven.IncidentID]retry{},
 		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
+		dead: map[haven.HostID]time.Time{}, there: map[haven.VMID]time.Time{},
 		ended: map[haven.IncidentID]ledger.EndFence{}, proofs: map[haven.IncidentID]ledger.ProveDead{},
 	}
 }
@@ -287,6 +292,13 @@ func (m *Machine) watch(s *ledger.State) {
 			m.seen[id] = sight{vm.Epoch, vm.Phase, m.now}
 		}
 	}
+	for id, h := range s.Hosts {
+		if !h.ProvedDead() {
+			delete(m.dead, id)
+		} else if m.dead[id].IsZero() {
+			m.dead[id] = m.now
+		}
+	}
 }
 
 // forget drops what the machine remembers of things that are no more.
@@ -294,6 +306,7 @@ func (m *Machine) forget(s *ledger.State) {
 	for id := range m.seen {
 		if s.VMs[id] == nil {
 			delete(m.seen, id)
+			delete(m.there, id)
 		}
 	}
 	for id := range m.sent {

@@ -72,7 +72,7 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: said.absent})
 		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s already", vm.Name, to)})
 		return nil, false
-	case len(said.present) > 1:
+	case len(said.present) > 1, vm.Migrating && m.holdHidden(s, vm):
 		return nil, false
 	}
 	return said.absent, true

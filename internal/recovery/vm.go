@@ -135,9 +135,13 @@ func (m *Machine) owned(s *ledger.State, vm *ledger.VM) {
 	}
 	info, listed := view.Inventory.Find(vm.ID)
 	present := view.Inventory.Has(vm.ID)
+	if present == haven.Yes {
+		m.there[vm.ID] = m.now
+	}
 	switch {
 	case present == haven.Yes && listed:
-		migrating := info.State == haven.VMMigrating || info.State == haven.VMIncoming
+		// After the switch-over the source still has it for a moment, paused.
+		migrating := info.State == haven.VMMigrating || info.State == haven.VMIncoming || info.State == haven.VMPaused && migration(info)
 		if vm.Desired != ledger.DesiredRunning || vm.Migrating != migrating {
 			m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredRunning, Migrating: migrating})
 		} else if vm.Hold.Reason != haven.HoldRunsTwice {
@@ -227,6 +231,9 @@ func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
 		if vm.Desired != ledger.DesiredRunning {
 			return
 		}
+		if m.holdHidden(s, vm) {
+			return
+		}
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: "lost in migration: no host has it"})
 		m.wake(time.Millisecond)
 	case 1:
@@ -234,6 +241,28 @@ func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
 		m.propose(ledger.MoveVM{VM: vm.ID, Epoch: vm.Epoch, Host: to, Boot: s.Hosts[to].Boot, Absent: said.absent})
 		m.notice(Notice{Kind: "vm-moved", Host: to, VM: vm.ID, Text: fmt.Sprintf("%s runs on %s now", vm.Name, to)})
 	}
+}
+
+// holdHidden holds a VM that was on the move while it may be on a host that
+// cannot be asked: one that was proved dead before the VM left its owner may have
+// booted since, and takes a migration before its agent has registered.
+func (m *Machine) holdHidden(s *ledger.State, vm *ledger.VM) bool {
+	last, seen := m.there[vm.ID]
+	var hidden []haven.HostID
+	for _, id := range s.HostIDs() {
+		h := s.Hosts[id]
+		if id == vm.Owner || h.Role == haven.RoleWitness || !h.ProvedDead() {
+			continue
+		}
+		if !seen || !m.dead[id].After(last) {
+			hidden = append(hidden, id)
+		}
+	}
+	if len(hidden) == 0 {
+		return false
+	}
+	m.holdVM(vm, haven.Hold{Reason: haven.HoldMigrating, Detail: fmt.Sprintf("it was on the move, no host has it, and %v may have booted without a word so far; it goes on when they report, or start it by hand", hidden)})
+	return true
 }
 
 // words is what the hosts that may have a VM say about it.

@@ -384,6 +384,49 @@ func TestScripts(t *testing.T) {
 			wg.Wait()
 			once(c, 1, 1)
 		}}},
+		{"migration to a host that boots", sim.Scenario{Hosts: 4, VMs: 4, BootTakes: 20 * time.Second, Script: func(c *sim.Cluster) {
+			m := c.Master()
+			h := c.Slave()
+			h.PowerOff(false)
+			c.Recovered(time.Minute, h.N())
+			h.PowerOn() // its VM manager is up long before its agent
+			c.Sleep(2 * time.Second)
+			if err := c.World.Migrate(sim.VMID(m.N()), m.Machine, h.Machine, 3*time.Second, 500*time.Millisecond); err != nil {
+				c.Broken("%v", err)
+			}
+			c.Calm(10 * time.Second)
+			once(c, 1, m.N())
+		}}},
+		{"source dies after a migration to a host that boots", sim.Scenario{Hosts: 5, VMs: 5, BootTakes: 20 * time.Second, Script: func(c *sim.Cluster) {
+			m := c.Master()
+			h := c.Slave()
+			h.PowerOff(false)
+			c.Recovered(time.Minute, h.N())
+			h.PowerOn()
+			c.Sleep(2 * time.Second)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				_ = c.World.Migrate(sim.VMID(m.N()), m.Machine, h.Machine, 3*time.Second, 500*time.Millisecond)
+			})
+			c.Sleep(3*time.Second + 200*time.Millisecond)
+			m.PowerOff(false)
+			c.Sleep(12 * time.Second)
+			wg.Wait()
+			once(c, 1, m.N())
+		}}},
+		{"target dies right after a migration", sim.Scenario{Hosts: 5, VMs: 5, Script: func(c *sim.Cluster) {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				_ = c.World.Migrate(sim.VMID(1), c.At(1).Machine, c.At(2).Machine, 5*time.Second, 100*time.Millisecond)
+			})
+			c.Sleep(5*time.Second + 2*time.Millisecond)
+			c.At(2).PowerOff(false)
+			c.Sleep(40 * time.Second)
+			wg.Wait()
+			if at := c.World.RunsOn(sim.VMID(1)); len(at) != 1 {
+				c.Broken("the VM runs on %v", at)
+			}
+		}}},
 		{"target dies while starting", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
 			h := c.Slave()
 			c.Once(sim.Is(sim.StartCall), func(e sim.Event) {
