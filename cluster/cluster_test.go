@@ -293,24 +293,21 @@ func TestLeaveReasonSurvivesLoss(t *testing.T) {
 		waitFor(t, 20*time.Second, "join", l.complete)
 		leaver := l.agents[1]
 		l.net.set(func() {
-			l.net.lose = func(from, _ netip.Addr) bool { return isHost(from, 2) && leaver.member("h2").State != StateLeft }
+			// memberlist calls the meta sent when it packs its last datagram, and
+			// the leave goes on before that is written: it is lost too, by losing
+			// all of the instant in which the leaver comes to see itself as left.
+			l.net.lose = func(from, _ netip.Addr) bool {
+				m := leaver.member("h2")
+				return isHost(from, 2) && (m.State != StateLeft || m.Age == 0)
+			}
 		})
 		_ = leaver.Leave(t.Context(), haven.LeaveShutdown)
 		leaver.kill()
 		waitFor(t, 30*time.Second, "all see h2 left", l.allSee(StateLeft, "h2"))
-		without := 0
 		for _, a := range l.agents {
-			m := a.member("h2")
-			if a != leaver && m.Leave != haven.LeaveShutdown {
+			if m := a.member("h2"); a != leaver && (m.Leave != haven.LeaveShutdown || m.Meta.Leave != haven.LeaveNone) {
 				t.Errorf("%s sees reason %q, by meta %q", a.id, m.Leave, m.Meta.Leave)
 			}
-			if a != leaver && m.Meta.Leave == haven.LeaveNone {
-				without++
-			}
-		}
-		// A full exchange over a stream may have brought the meta to one or two.
-		if without < 4 {
-			t.Errorf("only %d of 7 have the reason without the meta: nothing is shown", without)
 		}
 	})
 }
