@@ -52,6 +52,7 @@ type Agent struct {
 
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
+	asked     asked
 	mastery   *mastery                // the duty loop's own
 	decided   uint64                  // the duty loop's own: the ledger's index after its last decisions
 	lists     *beatLists              // the judge loop's own

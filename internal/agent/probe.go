@@ -94,18 +94,15 @@ func answerOf(err error) haven.Tri {
 
 // probeAround has a suspect probed by this agent and by some neighbours.
 func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []haven.EvidenceKind, neighbours int, limit time.Duration) {
-	asked := []haven.HostID{a.d.Host}
-	for _, id := range a.ev.connected(time.Now().Add(-2 * a.cfg.Detection.SuspectAfter)) {
-		if id != suspect && id != a.d.Host && len(asked) < 1+neighbours {
-			asked = append(asked, id)
-		}
-	}
-	for _, observer := range asked {
+	for _, observer := range append(a.neighboursFor(suspect, neighbours), a.d.Host) {
 		a.owned.Go(func() {
 			begun := time.Now()
 			results, err := a.askNeighbour(ctx, observer, suspect, kinds, limit)
 			if err != nil && ctx.Err() == nil {
 				a.log.Debug("neighbour did not answer about a suspect", "observer", observer, "host", suspect, "error", err)
+			}
+			if ctx.Err() == nil {
+				a.asked.answered(observer, err == nil, time.Now())
 			}
 			a.takeProbes(observer, suspect, kinds, results, begun)
 		})
