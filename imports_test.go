@@ -32,7 +32,10 @@ var ranks = map[string]int{
 
 	// Adapters are named after what they adapt.
 	"fencing/ipmi": 4, "fencing/ipmi/ipmitest": 3, "fencing/redfish": 4, "fencing/command": 4, "fencing/watchdog": 4,
-	"vmrestart/libvirt": 4,
+	"vmrestart/libvirt": 4, "storagebeat/storetest": 4, "storagebeat/block": 4,
+
+	// The kinds of stores that a program is built with.
+	"internal/stores": 5,
 
 	"internal/recovery": 5, "internal/helper": 5, "web": 5,
 	"internal/api":   6,
@@ -87,7 +90,7 @@ var anyTest = []string{"pgregory.net/rapid", "github.com/anishathalye/porcupine"
 var notInBinaries = []string{
 	// Not "testing" itself: raft links it, for helpers of its own.
 	"pgregory.net/rapid", "github.com/anishathalye/porcupine", "github.com/rogpeppe/go-internal/testscript", "github.com/hanwen/go-fuse",
-	module + "/test", module + "/internal/sim", module + "/internal/world", module + "/internal/loopnet", module + "/internal/minicluster", module + "/fencing/ipmi/ipmitest",
+	module + "/test", module + "/internal/sim", module + "/internal/world", module + "/internal/loopnet", module + "/internal/minicluster", module + "/fencing/ipmi/ipmitest", module + "/storagebeat/storetest",
 	"github.com/bougou/go-ipmi/pkg/server", "github.com/bougou/go-ipmi/pkg/hal",
 }
 

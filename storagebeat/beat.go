@@ -106,8 +106,12 @@ func (b *Beat) life() life { return life{b.Boot, b.State, b.Incarnation} }
 type RawBeat struct {
 	Host   haven.HostID // whose place it was read from, or is written to
 	Writer Writer
-	Data   []byte // RecordSize octets, or nil when Err says why not
-	Err    error  // of reading this one record
+	// Slot is the host's numbered place, from 1, on a store that has such: where
+	// the record was read, or what the ledger assigned to its writer. 0 is
+	// unknown.
+	Slot uint16
+	Data []byte // RecordSize octets, or nil when Err says why not
+	Err  error  // of reading this one record
 }
 
 func formatUUID(b [16]byte) string {

@@ -2,11 +2,13 @@ package storagebeat
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -30,9 +32,13 @@ type ChildConfig struct {
 	// {"/proc/self/exe", "store-child"}. It must end in ChildMain with the
 	// arguments that follow. The path must be absolute.
 	Command []string
-	// Path is the store's directory, an absolute path. It is empty for a
-	// child that only probes.
+	// Type is the store's kind; empty means TypeDir.
+	Type string
+	// Path is where the store is: an absolute path, for the types of this
+	// package's family that have one. It is empty for a child that only probes.
 	Path string
+	// Options are what else a store of this type needs.
+	Options map[string]string
 	// Cluster is the cluster that the store must belong to; empty takes any.
 	Cluster string
 	// Timeout bounds each operation, with whatever bound its context has. It
@@ -72,6 +78,8 @@ type Child struct {
 	id      uint64
 	started time.Time
 
+	slot atomic.Uint32 // what the ledger assigned; 0 while it is not known
+
 	mu    sync.Mutex // guards stats
 	stats ChildStats
 }
@@ -97,7 +105,8 @@ func NewChild(cfg ChildConfig) (*Child, error) {
 	if len(cfg.Command) == 0 || !filepath.IsAbs(cfg.Command[0]) {
 		return nil, fmt.Errorf("store child: command %q does not start with an absolute path", cfg.Command)
 	}
-	if cfg.Path != "" && !filepath.IsAbs(cfg.Path) {
+	hasPath := cfg.Type == "" || cfg.Type == TypeDir || cfg.Type == TypeBlock
+	if cfg.Path != "" && hasPath && !filepath.IsAbs(cfg.Path) {
 		return nil, fmt.Errorf("store child: path %q is not absolute", cfg.Path)
 	}
 	if cfg.Timeout <= 0 {
@@ -118,9 +127,17 @@ func (c *Child) ReadAll(ctx context.Context) (Contents, error) {
 
 // Write writes one record; see Device.
 func (c *Child) Write(ctx context.Context, b RawBeat) error {
-	_, err := c.do(ctx, request{Op: opWrite, Host: b.Host, Writer: b.Writer, record: b.Data})
+	slot := b.Slot
+	if slot == 0 {
+		slot = uint16(c.slot.Load())
+	}
+	_, err := c.do(ctx, request{Op: opWrite, Host: b.Host, Writer: b.Writer, Slot: slot, record: b.Data})
 	return err
 }
+
+// SetSlot says which slot the ledger assigned to this host. Stores without slots
+// do not mind.
+func (c *Child) SetSlot(slot uint16) { c.slot.Store(uint32(slot)) }
 
 // ReadProbe reads the first block of a file or block device, given by an
 // absolute path, past the page cache where that works. It does not touch the
@@ -214,6 +231,9 @@ func (c *Child) do(ctx context.Context, req request) (response, error) {
 	}
 	c.id++
 	req.ID = c.id
+	if end, ok := ctx.Deadline(); ok {
+		req.Within = time.Until(end)
+	}
 	resp, err := c.proc.exchange(ctx, req)
 	if err != nil {
 		timeout := ctx.Err() != nil
@@ -315,6 +335,14 @@ func (c *Child) reap() bool {
 // startProcess starts a child by hand: os/exec would leave a goroutine and a
 // thread waiting for a process that may never end.
 func startProcess(cfg ChildConfig) (*process, error) {
+	options := ""
+	if len(cfg.Options) > 0 {
+		text, err := json.Marshal(cfg.Options)
+		if err != nil {
+			return nil, fmt.Errorf("start store child: %w", err) // It does not happen: these are strings.
+		}
+		options = string(text)
+	}
 	childIn, in, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start store child: %w", err)
@@ -334,7 +362,7 @@ func startProcess(cfg ChildConfig) (*process, error) {
 	}
 	var pid int
 	if err == nil {
-		args := append(append([]string{}, cfg.Command...), cfg.Path, cfg.Cluster)
+		args := append(append([]string{}, cfg.Command...), cfg.Type, cfg.Path, cfg.Cluster, options)
 		pid, err = syscall.ForkExec(cfg.Command[0], args, &syscall.ProcAttr{
 			Dir:   "/",
 			Env:   []string{},

@@ -106,7 +106,7 @@ func TestChildReadsAndWrites(t *testing.T) {
 			t.Fatalf("%+v, %v", c, err)
 		}
 		for i, want := range []uint64{seq, 10 * seq} {
-			if b, err := decodeAt(id.ID, c.Beats[i]); err != nil || b.Sequence != want {
+			if b, err := DecodeAt(id.ID, c.Beats[i]); err != nil || b.Sequence != want {
 				t.Fatalf("record %d: %+v, %v", i, b, err)
 			}
 		}
@@ -588,7 +588,7 @@ func TestChildEndsWithItsInput(t *testing.T) {
 	entered := make(chan struct{})
 	code := make(chan int)
 	go func() {
-		code <- childMain([]string{"/nonexistent", ""}, in, io.Discard, func(op) { close(entered); <-hang })
+		code <- childMain([]string{"", "/nonexistent", "", ""}, in, io.Discard, func(op) { close(entered); <-hang })
 	}()
 	if err := sendMessage(feed, request{ID: 1, Op: opRead}, nil); err != nil {
 		t.Fatal(err)

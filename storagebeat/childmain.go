@@ -1,6 +1,9 @@
 package storagebeat
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,23 +24,25 @@ type Probe struct {
 
 // ChildMain is the whole life of a store's child process. A program calls it at
 // once when it was started with its hidden store-child argument, with what
-// follows that argument: the store's path and cluster name, both empty for a
-// child that only probes files. It returns the exit code when stdin ends, which
+// follows that argument: the store's type, path and cluster name, all empty for a
+// child that only probes files, then options as JSON. Types are the kinds of
+// stores that it serves, besides those in directories. It returns the exit code when stdin ends, which
 // is how the child learns that its parent is gone, even with an operation stuck.
 //
 // It ignores the signals that ask the agent to stop: the agent's farewell is
 // still to be written then.
-func ChildMain(args []string, stdin io.Reader, stdout io.Writer) int {
+func ChildMain(args []string, stdin io.Reader, stdout io.Writer, types ...Type) int {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	return childMain(args, stdin, stdout, func(op) {})
+	return childMain(args, stdin, stdout, func(op) {}, types...)
 }
 
 // childMain calls before ahead of each operation; tests hang there.
-func childMain(args []string, stdin io.Reader, stdout io.Writer, before func(op)) int {
-	if len(args) != 2 {
+func childMain(args []string, stdin io.Reader, stdout io.Writer, before func(op), types ...Type) int {
+	if len(args) != 4 {
 		return 2
 	}
-	c := &childServer{path: args[0], store: newDirStore(args[0], args[1]), before: before}
+	c := &childServer{before: before}
+	c.store, c.broken = openBackend(args, append([]Type{Dir()}, types...))
 	requests := make(chan request)
 	go func() {
 		defer close(requests)
@@ -67,43 +72,75 @@ func childMain(args []string, stdin io.Reader, stdout io.Writer, before func(op)
 	return 0
 }
 
+// openBackend opens the backend that the arguments name. A child that only probes
+// has none.
+func openBackend(args []string, types []Type) (Backend, error) {
+	kind, o := args[0], OpenOptions{Path: args[1], Cluster: args[2]}
+	if o.Path == "" {
+		return nil, errors.New("this child has no store")
+	}
+	if args[3] != "" {
+		if err := json.Unmarshal([]byte(args[3]), &o.Options); err != nil {
+			return nil, fmt.Errorf("options of the store: %w", err)
+		}
+	}
+	for _, t := range types {
+		if t.Name == cmp.Or(kind, TypeDir) {
+			return t.Open(o)
+		}
+	}
+	return nil, fmt.Errorf("stores of type %q are not part of this program", kind)
+}
+
 type childServer struct {
-	path   string
-	store  *dirStore
+	store  Backend
+	broken error // why there is no store
 	before func(op)
 }
 
 func (c *childServer) serve(req request) response {
 	c.before(req.Op)
 	resp := response{ID: req.ID}
-	var err error
+	err := c.broken
+	if req.Op == opProbe {
+		resp.Probe, err = probe(req.Path)
+	} else if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), req.Within)
+		defer cancel()
+		err = c.operate(ctx, req, &resp)
+	}
+	resp.Error = toWire(err)
+	return resp
+}
+
+// operate does one operation of the store.
+func (c *childServer) operate(ctx context.Context, req request, resp *response) (err error) {
 	switch req.Op {
 	case opRead:
 		var contents Contents
-		if contents, err = c.store.readAll(); err == nil {
+		if contents, err = c.store.ReadAll(ctx); err == nil {
 			resp.setContents(contents)
 		}
 	case opWrite:
-		err = c.store.write(RawBeat{Host: req.Host, Writer: req.Writer, Data: req.record})
-	case opProbe:
-		resp.Probe, err = probe(req.Path)
+		err = c.store.Write(ctx, RawBeat{Host: req.Host, Writer: req.Writer, Slot: req.Slot, Data: req.record})
+	case opStat:
+		resp.Attr, err = statFile(req.Path)
 	case opInit:
 		if req.Init == nil {
 			err = errors.New("init without options")
 			break
 		}
 		var id Identity
-		id, err = initStore(c.path, *req.Init)
+		id, err = c.store.Init(ctx, *req.Init)
 		resp.Identity = &id
 	case opCheck:
 		var r CheckReport
-		r, err = c.store.check()
+		r, err = c.store.Check(ctx)
 		resp.Check = &r
 	default:
 		err = fmt.Errorf("unknown operation %q", req.Op)
 	}
-	resp.Error = toWire(err)
-	return resp
+	return err
 }
 
 // probe reads the first block of a file or block device.

@@ -233,8 +233,9 @@ func unpack(r []byte) (Beat, error) {
 	return b, nil
 }
 
-// decodeAt reads a record that must belong to a place on a store.
-func decodeAt(store StoreID, raw RawBeat) (Beat, error) {
+// DecodeAt reads a record that must belong to a place on a store. Its errors are
+// those of Decode; one that the record already has is returned as it is.
+func DecodeAt(store StoreID, raw RawBeat) (Beat, error) {
 	if raw.Err != nil {
 		return Beat{}, raw.Err
 	}

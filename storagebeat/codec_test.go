@@ -206,7 +206,7 @@ func TestDecodeAtWantsItsPlace(t *testing.T) {
 		{"not read", testStore(7), RawBeat{Host: "kvm-01", Writer: WriterAgent, Err: os.ErrPermission}, os.ErrPermission},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if _, err := decodeAt(tc.store, tc.raw); !errors.Is(err, tc.want) {
+			if _, err := DecodeAt(tc.store, tc.raw); !errors.Is(err, tc.want) {
 				t.Fatalf("got %v, want %v", err, tc.want)
 			}
 		})

@@ -40,7 +40,7 @@ func Dump(c Contents) []Entry {
 	entries := make([]Entry, 0, len(c.Beats))
 	for _, raw := range c.Beats {
 		e := Entry{Host: string(raw.Host), Writer: raw.Writer.String()}
-		if b, err := decodeAt(c.Identity.ID, raw); err != nil {
+		if b, err := DecodeAt(c.Identity.ID, raw); err != nil {
 			e.Error = err.Error()
 		} else {
 			e.Beat = &b

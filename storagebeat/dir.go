@@ -192,7 +192,7 @@ func (d *dirStore) write(raw RawBeat) error {
 		return err
 	}
 	name := beatName(raw.Host, raw.Writer)
-	b, err := decodeAt(id.ID, raw)
+	b, err := DecodeAt(id.ID, raw)
 	if err != nil {
 		return fmt.Errorf("beat for store %s: %w", id.ID, err)
 	}

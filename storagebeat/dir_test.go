@@ -49,7 +49,7 @@ func sequences(t testing.TB, d *dirStore) map[string]uint64 {
 	}
 	m := map[string]uint64{}
 	for _, raw := range c.Beats {
-		b, _ := decodeAt(c.Identity.ID, raw)
+		b, _ := DecodeAt(c.Identity.ID, raw)
 		m[beatName(raw.Host, raw.Writer)] = b.Sequence
 	}
 	return m
@@ -342,7 +342,7 @@ func TestDirWritersDoNotTear(t *testing.T) {
 		}
 		for _, raw := range c.Beats {
 			name := beatName(raw.Host, raw.Writer)
-			b, err := decodeAt(id.ID, raw)
+			b, err := DecodeAt(id.ID, raw)
 			if err != nil && !errors.Is(err, ErrBlank) {
 				t.Fatalf("%s: %v", name, err)
 			}

@@ -13,27 +13,6 @@ import (
 	"github.com/haven-ha/haven/internal/blockio"
 )
 
-// InitOptions say what store is made.
-type InitOptions struct {
-	Cluster string `json:"cluster"`
-	// Replace names, word for word, what may be given up: the cluster of the
-	// store that is there now, or the path of a directory that holds
-	// something else. Empty gives up nothing.
-	Replace string `json:"replace,omitempty"`
-}
-
-// CheckReport is what a look at a store found. The latencies are of one record.
-type CheckReport struct {
-	Identity     Identity      `json:"identity"`
-	FileSystem   string        `json:"file_system"`
-	Local        bool          `json:"local"`  // the file system is of a kind that only one host can mount
-	Direct       bool          `json:"direct"` // the page cache is passed by
-	Records      int           `json:"records"`
-	Valid        int           `json:"valid"`
-	ReadLatency  time.Duration `json:"read_latency_ns"`
-	WriteLatency time.Duration `json:"write_latency_ns"`
-}
-
 // initStore makes a store in a directory. The directory is made too, but
 // not its parent: what should be mounted there has to be.
 func initStore(path string, opt InitOptions) (Identity, error) {
@@ -157,7 +136,7 @@ func (d *dirStore) check() (CheckReport, error) {
 		r.ReadLatency = time.Since(started) / time.Duration(len(c.Beats))
 	}
 	for _, raw := range c.Beats {
-		if _, err := decodeAt(c.Identity.ID, raw); err == nil {
+		if _, err := DecodeAt(c.Identity.ID, raw); err == nil {
 			r.Valid++
 		}
 	}

@@ -102,7 +102,7 @@ func (p *path) Write(ctx context.Context, raw RawBeat) error {
 	}
 	p.disk.mu.Lock()
 	defer p.disk.mu.Unlock()
-	if _, err := decodeAt(p.disk.id.ID, raw); err != nil {
+	if _, err := DecodeAt(p.disk.id.ID, raw); err != nil {
 		return err
 	}
 	p.disk.beats[key{raw.Host, raw.Writer}] = raw
@@ -343,7 +343,7 @@ func TestFarewell(t *testing.T) {
 	last := func(d *disk) Beat {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		b, err := decodeAt(d.id.ID, d.beats[key{"a", WriterAgent}])
+		b, err := DecodeAt(d.id.ID, d.beats[key{"a", WriterAgent}])
 		if err != nil {
 			t.Error(err)
 		}

@@ -133,7 +133,7 @@ func (t *Tracker) take(r Reading) map[key]bool {
 			tr = &track{}
 			t.tracks[k] = tr
 		}
-		b, err := decodeAt(r.Store, raw)
+		b, err := DecodeAt(r.Store, raw)
 		if err != nil {
 			tr.problem = err
 			continue
@@ -204,7 +204,7 @@ func (t *Tracker) judgeOwn(r Reading) (haven.Tri, string) {
 	if i < 0 {
 		return haven.No, "own beat was written but is not there"
 	}
-	b, err := decodeAt(r.Store, r.Beats[i])
+	b, err := DecodeAt(r.Store, r.Beats[i])
 	if err != nil {
 		return haven.No, fmt.Sprintf("own beat was written but cannot be read: %v", err)
 	}

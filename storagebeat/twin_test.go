@@ -28,11 +28,11 @@ type decoded struct {
 
 func (w twin) decode(store StoreID, raw RawBeat) (Beat, error) {
 	if raw.Data == nil {
-		return decodeAt(store, raw)
+		return DecodeAt(store, raw)
 	}
 	d, ok := w.decoded[&raw.Data[0]]
 	if !ok {
-		d.beat, d.err = decodeAt(store, raw)
+		d.beat, d.err = DecodeAt(store, raw)
 		w.decoded[&raw.Data[0]] = d
 	}
 	return d.beat, d.err

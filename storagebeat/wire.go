@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	haven "github.com/haven-ha/haven"
 )
@@ -29,6 +30,7 @@ const (
 	opProbe op = "probe"
 	opInit  op = "init"
 	opCheck op = "check"
+	opStat  op = "stat"
 )
 
 type request struct {
@@ -36,8 +38,11 @@ type request struct {
 	Op     op           `json:"op"`
 	Host   haven.HostID `json:"host,omitempty"`   // of a write; the record follows
 	Writer Writer       `json:"writer,omitempty"` // of a write
-	Path   string       `json:"path,omitempty"`   // of a probe
+	Slot   uint16       `json:"slot,omitempty"`   // of a write
+	Path   string       `json:"path,omitempty"`   // of a probe or a stat
 	Init   *InitOptions `json:"init,omitempty"`
+	// Within is what is left of the deadline.
+	Within time.Duration `json:"within_ns"`
 
 	record []byte
 }
@@ -49,6 +54,7 @@ type response struct {
 	Beats    []wireBeat   `json:"beats,omitempty"`
 	Check    *CheckReport `json:"check,omitempty"`
 	Probe    *Probe       `json:"probe,omitempty"`
+	Attr     *FileAttr    `json:"attr,omitempty"`
 
 	records []byte
 }
@@ -57,6 +63,7 @@ type response struct {
 type wireBeat struct {
 	Host   haven.HostID `json:"h"`
 	Writer Writer       `json:"w"`
+	Slot   uint16       `json:"s,omitempty"`
 	Error  *wireError   `json:"e,omitempty"`
 }
 
@@ -64,7 +71,7 @@ func (r *response) setContents(c Contents) {
 	r.Identity = &c.Identity
 	r.records = make([]byte, 0, len(c.Beats)*RecordSize)
 	for _, raw := range c.Beats {
-		r.Beats = append(r.Beats, wireBeat{raw.Host, raw.Writer, toWire(raw.Err)})
+		r.Beats = append(r.Beats, wireBeat{raw.Host, raw.Writer, raw.Slot, toWire(raw.Err)})
 		if raw.Err == nil {
 			r.records = append(r.records, raw.Data...)
 		}
@@ -78,7 +85,7 @@ func (r *response) contents() (Contents, error) {
 	c := Contents{Identity: *r.Identity}
 	rest := r.records
 	for _, w := range r.Beats {
-		raw := RawBeat{Host: w.Host, Writer: w.Writer, Err: fromWire(w.Error)}
+		raw := RawBeat{Host: w.Host, Writer: w.Writer, Slot: w.Slot, Err: fromWire(w.Error)}
 		if raw.Err == nil {
 			if len(rest) < RecordSize {
 				return Contents{}, errors.New("answer with too few records")

@@ -22,6 +22,7 @@ import (
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/helper"
 	"github.com/haven-ha/haven/internal/netx"
+	"github.com/haven-ha/haven/internal/stores"
 	"github.com/haven-ha/haven/storagebeat"
 	"github.com/haven-ha/haven/vmrestart/libvirt"
 )
@@ -43,7 +44,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == storeChild {
-		return storagebeat.ChildMain(args[1:], os.Stdin, os.Stdout)
+		return storagebeat.ChildMain(args[1:], os.Stdin, os.Stdout, stores.Types()...)
 	}
 	flags := flag.NewFlagSet("haven-helper", flag.ContinueOnError)
 	flags.SetOutput(stderr)

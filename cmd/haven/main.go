@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven/internal/cli"
+	"github.com/haven-ha/haven/internal/stores"
 	"github.com/haven-ha/haven/storagebeat"
 )
 
@@ -20,7 +21,7 @@ const storeChild = "store-child"
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == storeChild {
-		os.Exit(storagebeat.ChildMain(os.Args[2:], os.Stdin, os.Stdout))
+		os.Exit(storagebeat.ChildMain(os.Args[2:], os.Stdin, os.Stdout, stores.Types()...))
 	}
 	os.Exit(run())
 }
