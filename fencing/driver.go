@@ -97,6 +97,8 @@ type Reading struct {
 	// some moment between them.
 	Start  time.Time `json:"start"`
 	Finish time.Time `json:"finish"`
+	// Via is the host through which the device was reached, if not directly.
+	Via haven.HostID `json:"via,omitempty"`
 }
 
 func (r Reading) String() string {

@@ -46,13 +46,16 @@ type Agent struct {
 	watch     *watcher
 	detector  *detector.Machine
 	power     *power
+	relays    *relays
+	// ownFences are the devices by this agent's own way; d.Fences has both ways.
+	ownFences map[haven.HostID][][]FenceDevice
 	ev        *evidence
 	loop      loopWatch
 	quiet     *quiet
+	asked     asked
 
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
-	asked     asked
 	mastery   *mastery                // the duty loop's own
 	decided   uint64                  // the duty loop's own: the ledger's index after its last decisions
 	lists     *beatLists              // the judge loop's own
@@ -78,7 +81,7 @@ type Agent struct {
 func New(d Deps) (a *Agent, err error) {
 	a = &Agent{
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
-		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences),
+		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences), relays: newRelays(),
 		ev: newEvidence(), quiet: newQuiet(), done: make(chan ended, doneQueueLimit),
 		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
@@ -88,6 +91,7 @@ func New(d Deps) (a *Agent, err error) {
 			err = errors.Join(err, opened[i]())
 		}
 	}()
+	a.ownFences, a.d.Fences = d.Fences, a.throughOthers(d.Fences)
 	self, ok := d.Config.Host(d.Host)
 	if !ok {
 		return nil, fmt.Errorf("host %q is not in the hosts section of the configuration", d.Host)

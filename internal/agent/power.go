@@ -211,6 +211,9 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger 
 		d := detector.PowerReading{
 			Device: r.device, Session: r.session, By: by, State: r.State, Started: at(r.Start), Finished: at(r.Finish),
 		}
+		if r.Via != "" {
+			d.By = r.Via
+		}
 		first, off := firstOff[r.device]
 		if !off {
 			first = r.Reading

@@ -47,6 +47,12 @@ func (a *Agent) peerRoutes() []api.Route {
 		host("POST "+client.PathConfirm, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.ConfirmRequest) (client.ConfirmAnswer, error) {
 			return a.Confirm(ctx, from, *q)
 		})),
+		host("POST "+client.PathPower, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.PowerRequest) (client.PowerAnswer, error) {
+			return a.Power(ctx, from, *q)
+		})),
+		host("POST "+client.PathPermit, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.PermitRequest) (client.PermitAnswer, error) {
+			return a.Permit(ctx, from, *q)
+		})),
 		host("POST "+client.PathPromise, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *election.PromiseRequest) (election.PromiseReply, error) {
 			return a.election.Promises().Request(ctx, from, a.cfg.HostIDs(), *q)
 		})),

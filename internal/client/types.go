@@ -17,6 +17,8 @@ const (
 	PathPromise    = "/v1/agent/promise"
 	PathConfirm    = "/v1/agent/confirm"
 	PathWithdrawn  = "/v1/agent/withdrawn"
+	PathPower      = "/v1/agent/power"
+	PathPermit     = "/v1/agent/power/permit"
 )
 
 // Limits of the bodies of requests and answers, in bytes.
@@ -161,6 +163,39 @@ type ProbeResult struct {
 	Kind   haven.EvidenceKind `json:"kind"`
 	Value  haven.Tri          `json:"value"`
 	Detail string             `json:"detail,omitempty"`
+}
+
+// PowerRequest asks an agent to reach a host's fence device for the caller, who
+// cannot. It asks for the power state unless Identity or Action is set.
+type PowerRequest struct {
+	Host     haven.HostID      `json:"host"`
+	Device   string            `json:"device"` // its key
+	Identity bool              `json:"identity,omitempty"`
+	Action   haven.FenceAction `json:"action,omitempty"` // off, on or blink
+	// Permit names what is asked back at PathPermit right before a command leaves.
+	Permit string     `json:"permit,omitempty"`
+	Limit  Millis     `json:"limit_ms"`
+	Term   haven.Term `json:"term"`
+}
+
+// PowerAnswer is what the device said, or why it said nothing.
+type PowerAnswer struct {
+	State  haven.PowerState `json:"state,omitempty"`
+	GUID   string           `json:"guid,omitempty"`
+	Failed string           `json:"failed,omitempty"` // auth, unreachable, busy, unsupported, rejected, not-permitted or other
+	Detail string           `json:"detail,omitempty"`
+}
+
+// PermitRequest asks whether a power command may still leave.
+type PermitRequest struct {
+	Permit string `json:"permit"`
+}
+
+// PermitAnswer is given after the master verified that it leads and that the
+// host is still to be fenced.
+type PermitAnswer struct {
+	Stands bool   `json:"stands"`
+	Why    string `json:"why,omitempty"`
 }
 
 // DefinitionAnswer is a VM's definition with its present description.

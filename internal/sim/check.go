@@ -231,12 +231,30 @@ func (k *checker) newer(term uint64, now time.Duration) uint64 {
 // powerDown checks a power-off command at the moment at which the board has it.
 func (k *checker) powerDown(e Event) {
 	now := k.c.Now()
+	e.By = k.decider(e)
 	if at, ok := k.quorate[e.By]; (!ok || now-at > actAge) && !k.reachesMost(k.c.Host(e.By)) {
 		k.broken("P3", "%s sent a power-off to %s without having reached a majority", e.By, e.Host)
 	}
 	k.superseded(e, now)
 	k.innocent(e, now)
 	k.brakes(e, now)
+}
+
+// decider is who answers for a power command. An agent may send one for a master
+// that cannot reach the board; then that master's paths and term are what counts.
+// A command that nobody's ledger asks for stays with its sender.
+func (k *checker) decider(e Event) haven.HostID {
+	if _, leads := k.c.Host(e.By).leads(); leads {
+		return e.By
+	}
+	by, newest := e.By, haven.Term{}
+	for _, h := range k.c.hosts {
+		term, leads := h.leads()
+		if leads && h.fencing(e.Host) && newest.Older(term) {
+			by, newest = h.ID, term
+		}
+	}
+	return by
 }
 
 // superseded checks that no master acts when a newer one has begun.

@@ -470,6 +470,23 @@ func (h *Host) leads() (haven.Term, bool) {
 	return haven.Term{}, false
 }
 
+// fencing says whether the machine's copy of the ledger has a power command out
+// for a host.
+func (h *Host) fencing(target haven.HostID) (out bool) {
+	a := h.Agent()
+	if a == nil {
+		return false
+	}
+	a.Ledger().View(func(s *ledger.State, _ ledger.Position) {
+		for _, in := range s.OpenIncidents() {
+			if _, pending := in.Pending(); pending && in.Host == target {
+				out = true
+			}
+		}
+	})
+	return out
+}
+
 var errNoMaster = errors.New("no master")
 
 var _ vmrestart.Journal = journal{}

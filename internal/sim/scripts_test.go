@@ -286,6 +286,36 @@ func TestScripts(t *testing.T) {
 				c.Broken("a VM was started without a proof")
 			}
 		}}},
+		{"master has no way to the boards, and a host hangs", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			c.Boards(c.Master(), true)
+			c.Calm(time.Minute)
+			h.Freeze(true)
+			c.Recovered(2*time.Minute, h.N())
+			commands(c, 1)
+			once(c, 2, h.N())
+		}}},
+		{"master has no way to the boards, and a host loses its power", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			c.Boards(c.Master(), true)
+			c.Calm(2 * time.Minute)
+			begun := c.Now()
+			h.PowerOff(false)
+			c.Recovered(time.Minute, h.N())
+			within(c, "recovery", begun, 6*time.Second)
+			commands(c, 0)
+			once(c, 2, h.N())
+		}}},
+		{"master loses its ways to boards and stores right after a host hung", sim.Scenario{VMs: 5, Hosts: 5, Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			h.Freeze(true)
+			c.Sleep(5 * time.Second)
+			c.Boards(c.Master(), true)
+			c.Store(c.Master(), sim.StoreHangs)
+			c.Recovered(3*time.Minute, h.N())
+			commands(c, 1)
+			once(c, 2, h.N())
+		}}},
 		{"slow, late and forgetful board", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
 			h := c.Slave()
 			c.SlowBoard(h, 2*time.Second, 8*time.Second, 4*time.Second, 1)
