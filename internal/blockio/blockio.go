@@ -194,6 +194,14 @@ func FileSystem(path string) (name string, local bool, err error) {
 		return "ocfs2", false, nil
 	case 0x01161970:
 		return "gfs2", false, nil
+	case unix.CIFS_SUPER_MAGIC:
+		return "cifs", false, nil
+	case unix.SMB2_SUPER_MAGIC:
+		return "smb2", false, nil
+	case 0x0bd00bd0:
+		return "lustre", false, nil
+	case 0x47504653:
+		return "gpfs", false, nil
 	}
 	return fmt.Sprintf("0x%x", uint32(st.Type)), false, nil
 }
