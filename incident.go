@@ -50,7 +50,9 @@ const (
 	HoldNeedsOperator  = "needs-operator"  // attempts are used up
 	HoldNoDefinition   = "no-definition"   // the ledger has no definition of the VM
 	HoldGeneration     = "generation"      // after a restore: the host has not reported yet
+	HoldMaintenance    = "maintenance"     // an operator has the host in maintenance
 	HoldStoppedRunning = "owner-unproved"  // the owner is neither proved dead nor says that the VM is gone
+	HoldFlapping       = "flapping"        // the host fell from health too often: it is given no VMs
 )
 
 // ProofKind says what a proof of death rests on (P2).

@@ -280,7 +280,7 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement, rep *heard) recove
 		Verdict: h.Verdict, Explanation: h.Why, Evidence: h.Evidence, Hold: a.holdOf(h.Hold), Leave: h.Left,
 	}
 	if !h.MayFence() {
-		v.NoFence = fmt.Sprintf("the detector withholds a power command while the host is %s", h.Verdict)
+		v.NoFence = "the detector withholds a power command: " + h.NoFence
 	}
 	if h.Suspected {
 		v.SuspectedFor = a.at(now) - h.SuspectedSince
@@ -524,7 +524,7 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	stands := false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		in := s.Incidents[act.Incident]
-		if in == nil || !in.Open() || s.Disarm != nil {
+		if in == nil || !in.Open() || s.Stopped(act.Incident) {
 			return
 		}
 		attempt, pending := in.Pending()

@@ -158,7 +158,9 @@ func (a *Agent) Confirm(ctx context.Context, from haven.HostID, q client.Confirm
 			ans.Why = "the order is for another host, boot or agent state"
 		case h == nil || h.ProvedDead():
 			ans.Why = "this boot is proved dead"
-		case s.Disarm != nil:
+		case s.Disarm != nil && s.Disarm.Now:
+			// Without "now" an order that is out is carried out; a new one is not
+			// committed.
 			ans.Why = "recovery is disarmed by " + s.Disarm.By
 		default:
 			ans.Stands = true

@@ -6,6 +6,7 @@
 package ledger
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -87,6 +88,7 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 	}
 	h.Role, h.Address, h.Boot, h.State, h.Incarnation = c.Role, c.Address, c.Boot, c.State, c.Incarnation
 	h.Generation, h.RegisteredAt, h.Released = s.Generation, c.At, ""
+	s.giveSlot(h)
 	for _, vm := range s.VMs {
 		if vm.Owner == c.Host && vm.Phase == PhaseOwned && vm.Desired == DesiredStopped {
 			vm.OwnerBoot = c.Boot
@@ -112,7 +114,8 @@ func (s *State) endBoot(h *Host, c RegisterHost) {
 	}
 	in.Proof = &proof
 	in.VMs = freed
-	in.Step, in.Hold = haven.StepProved, haven.Hold{}
+	s.setHold(in, haven.Hold{}, Entry{At: c.At, By: h.ID})
+	in.Step = haven.StepProved
 	s.note(in, Entry{At: c.At, By: h.ID, What: "host came back with a new boot: the old one is over"})
 }
 
@@ -177,18 +180,6 @@ func (c LearnPower) apply(s *State, _ Position) error {
 		h.Power.GUID = c.GUID
 	}
 	h.Power.Distrust = c.Distrust
-	return nil
-}
-
-func (c SetArmed) apply(s *State, _ Position) error {
-	switch {
-	case c.By == "":
-		return reject("no operator is named")
-	case c.Armed:
-		s.Disarm = nil
-	case s.Disarm == nil:
-		s.Disarm = &Disarm{By: c.By, At: c.At, Reason: c.Reason}
-	}
 	return nil
 }
 
@@ -328,10 +319,20 @@ func (c FreeVM) apply(s *State, _ Position) error {
 	if vm.Desired != DesiredRunning {
 		return reject("VM %s was stopped by its user", c.VM)
 	}
-	vm.Attempts = keepLast(append(vm.Attempts, Attempt{
-		Epoch: vm.Epoch, Host: c.Host, Status: haven.OrderFailed, At: c.At, Detail: "ended by itself: " + c.Detail,
-	}), MaxAttempts)
-	vm.free(Freed{By: FreedByGone, Host: c.Host, Boot: c.Boot, At: c.At, Detail: c.Detail})
+	by := cmp.Or(c.By, FreedByGone)
+	switch by {
+	case FreedByGone:
+		vm.Attempts = keepLast(append(vm.Attempts, Attempt{
+			Epoch: vm.Epoch, Host: c.Host, Status: haven.OrderFailed, At: c.At, Detail: "ended by itself: " + c.Detail,
+		}), MaxAttempts)
+	case FreedByBeat, FreedByStop:
+		vm.Incident = s.Hosts[c.Host].Incident
+	case FreedByProof, FreedByReboot, FreedByRefusal, FreedByFailure:
+		fallthrough
+	default:
+		return reject("VM %s is not freed by %q with this command", c.VM, by)
+	}
+	vm.free(Freed{By: by, Host: c.Host, Boot: c.Boot, At: c.At, Detail: c.Detail})
 	return nil
 }
 
@@ -379,8 +380,10 @@ func (s *State) orderFits(vm *VM, o haven.Order, at Position) error {
 	}
 	awaited := s.AwaitedHosts()
 	switch {
-	case s.Disarm != nil:
+	case s.Stopped(vm.Incident):
 		return reject("recovery is disarmed by %s", s.Disarm.By)
+	case h.Maintenance != nil:
+		return reject("target %s is in maintenance by %s", o.Target, h.Maintenance.By)
 	case len(awaited) > 0:
 		return reject("host %s has not reported in generation %d", awaited[0], s.Generation)
 	case vm.Phase != PhaseFreed || vm.Freed == nil || vm.Desired != DesiredRunning:

@@ -87,6 +87,7 @@ func (s *State) note(in *Incident, e Entry) {
 	if len(in.Timeline) >= MaxTimeline {
 		half := MaxTimeline / 2
 		in.Timeline = append(slices.Clone(in.Timeline[:half]), in.Timeline[half+1:]...)
+		in.Dropped++
 	}
 	in.Timeline = append(in.Timeline, e)
 }
@@ -114,7 +115,10 @@ func (c NoteIncident) apply(s *State, _ Position) error {
 		in.Verdict = c.Verdict
 	}
 	if c.Hold != nil {
-		in.Hold = *c.Hold
+		s.setHold(in, *c.Hold, c.Entry)
+	}
+	if c.Response != "" {
+		in.Response = c.Response
 	}
 	s.note(in, c.Entry)
 	return nil
@@ -134,6 +138,8 @@ func (c BeginFence) apply(s *State, at Position) error {
 	switch {
 	case s.Disarm != nil:
 		return reject("recovery is disarmed by %s", s.Disarm.By)
+	case h != nil && h.Maintenance != nil:
+		return reject("host %s is in maintenance by %s", in.Host, h.Maintenance.By)
 	case c.Attempt.Term != haven.Term{Generation: s.Generation, Term: at.Term}:
 		return reject("fence of term %s in a log entry of term %d.%d", c.Attempt.Term, s.Generation, at.Term)
 	case in.Step != haven.StepConfirmed && in.Step != haven.StepFencing:
@@ -145,7 +151,8 @@ func (c BeginFence) apply(s *State, at Position) error {
 	case n != in.NextAttempt():
 		return reject("attempt %d does not follow %d", n, in.NextAttempt()-1)
 	}
-	in.Step, in.Hold = haven.StepFencing, haven.Hold{}
+	s.setHold(in, haven.Hold{}, Entry{At: c.Attempt.BegunAt, Term: c.Attempt.Term, By: c.Attempt.By})
+	in.Step = haven.StepFencing
 	in.Attempts = keepLast(append(in.Attempts, c.Attempt), MaxFenceAttempts)
 	s.Fences = slices.DeleteFunc(s.Fences, func(f Fence) bool { return f.Incident == in.ID })
 	s.Fences = keepLast(append(s.Fences, Fence{Incident: in.ID, Host: in.Host, N: n, At: c.Attempt.BegunAt}), MaxFences)
@@ -166,6 +173,9 @@ func (c EndFence) apply(s *State, _ Position) error {
 		return nil
 	}
 	a.EndedAt, a.Proved, a.Detail = c.At, c.Proved, c.Detail
+	if in.Proof == nil {
+		s.finished(in.ID) // Another attempt would be something new.
+	}
 	s.note(in, Entry{At: c.At, Term: a.Term, By: a.By, What: "power-off over: " + c.Detail})
 	return nil
 }
@@ -191,7 +201,8 @@ func (c ProveDead) apply(s *State, _ Position) error {
 		p.Evidence = p.Evidence[:MaxEvidence]
 	}
 	h.Proof, in.Proof = &p, &p
-	in.Step, in.Hold = haven.StepProved, haven.Hold{}
+	s.setHold(in, haven.Hold{}, c.Entry)
+	in.Step = haven.StepProved
 	in.VMs = s.freeOwned(h.ID, p.Boot, Freed{By: FreedByProof, Host: h.ID, Boot: p.Boot, At: p.At, Detail: string(p.Kind)}, in.ID)
 	s.note(in, c.Entry)
 	return nil
@@ -205,7 +216,9 @@ func (c CloseIncident) apply(s *State, _ Position) error {
 	if _, pending := in.Pending(); pending {
 		return reject("a fence attempt of incident %s is not over", c.ID)
 	}
-	in.Step, in.Hold, in.Outcome, in.ClosedAt = haven.StepClosed, haven.Hold{}, c.Outcome, c.Entry.At
+	s.setHold(in, haven.Hold{}, c.Entry)
+	in.Step, in.Outcome, in.ClosedAt = haven.StepClosed, c.Outcome, c.Entry.At
+	s.finished(in.ID)
 	if h := s.Hosts[in.Host]; h != nil && h.Incident == in.ID {
 		h.Incident = ""
 	}

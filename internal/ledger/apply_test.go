@@ -226,6 +226,18 @@ func TestApply(t *testing.T) {
 		{name: "P1: also at the order's epoch", before: ordered(), do: MoveVM{VM: vm1, Epoch: 2, Host: "c", Boot: "c1", Absent: absent}, reject: "ordered"},
 		{name: "P1: a move to a boot that is proved dead", before: dead(), do: MoveVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a1", Absent: absent}, reject: "is proved dead"},
 		{name: "move of a free VM that runs already", before: dead(), do: MoveVM{VM: vm1, Epoch: 1, Host: "c", Boot: "c1", Absent: []Absence{not("b", "b1")}}, check: phase(vm1, PhaseOwned, "c", 2)},
+		// Maintenance and responses.
+		{name: "maintenance of a stranger", before: three(), do: SetMaintenance{Host: "x", On: true, By: "op"}, reject: "not registered"},
+		{name: "maintenance without a name", before: three(), do: SetMaintenance{Host: "a", On: true}, reject: "no operator"},
+		{name: "maintenance outlasts a boot", before: with(three(), SetMaintenance{Host: "a", On: true, By: "op"}), do: register("a", "a2", "sa", 2), check: func(s *State) string {
+			return want(s.Hosts["a"].Maintenance != nil, "%+v", s.Hosts["a"])
+		}},
+		{name: "P1: free by a beat of an old boot", before: three(), do: FreeVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a0", By: FreedByBeat}, reject: "registered with boot a1"},
+		{name: "free by a beat is no failure of the VM", before: with(three(), opened("i1", "a", "a1")), do: FreeVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a1", By: FreedByBeat}, check: func(s *State) string {
+			vm := s.VMs[vm1]
+			return want(vm.Phase == PhaseFreed && len(vm.Attempts) == 0 && vm.Incident == "i1" && vm.Freed.By == FreedByBeat, "%+v", vm)
+		}},
+		{name: "P2: a proof is no word of the owner", before: three(), do: FreeVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a1", By: FreedByProof}, reject: "is not freed by"},
 		// CommitOrder.
 		{name: "order", before: dead(), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
 		{name: "P1: order of a VM that has an owner", before: three(), do: order(vm1, 2, "b", "b1", not("a", "a1"), not("b", "b1"), not("c", "c1")), reject: "is not free"},
@@ -239,7 +251,12 @@ func TestApply(t *testing.T) {
 		{name: "P1: order to the dead", before: dead(), do: order(vm1, 2, "a", "a1", absent...), reject: "is proved dead"},
 		{name: "P1: a second order while one is out", before: ordered(), do: order(vm1, 3, "c", "c1", absent...), reject: "is not free"},
 		{name: "P3: order of another term", before: dead(), do: inTerm(order(vm1, 2, "b", "b1", absent...), 6), reject: "term 1.6"},
-		{name: "P6: order while disarmed", before: with(dead(), SetArmed{By: "op"}), do: order(vm1, 2, "b", "b1", absent...), reject: "disarmed by op"},
+		{name: "P6: order while disarmed", before: with(three(), SetArmed{By: "op"}, opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), proved("i1", "a", "a1")), do: order(vm1, 2, "b", "b1", absent...), reject: "disarmed by op"},
+		{name: "P6: order of what was under way when disarmed", before: with(dead(), SetArmed{By: "op"}), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
+		{name: "P6: order while disarmed at once", before: with(dead(), SetArmed{By: "op", Now: true}), do: order(vm1, 2, "b", "b1", absent...), reject: "disarmed by op"},
+		{name: "P6: order while disarmed at once, after all", before: with(dead(), SetArmed{By: "op"}, SetArmed{By: "op", Now: true}), do: order(vm1, 2, "b", "b1", absent...), reject: "disarmed by op"},
+		{name: "order to a host in maintenance", before: with(dead(), SetMaintenance{Host: "b", On: true, By: "op"}), do: order(vm1, 2, "b", "b1", absent...), reject: "in maintenance by op"},
+		{name: "order to a host that was in maintenance", before: with(dead(), SetMaintenance{Host: "b", On: true, By: "op"}, SetMaintenance{Host: "b", By: "op"}), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
 		{name: "P6: order while a restore waits for a host", before: with(dead(), Found{Cluster: "c", Generation: 2}), do: order(vm1, 2, "b", "b1", absent...), reject: "has not reported in generation 2"},
 		{name: "order to a host in trouble", before: with(dead(), opened("i2", "b", "b1"), note("i2", haven.StepConfirmed)), do: order(vm1, 2, "b", "b1", absent...), reject: "is in incident i2"},
 		{name: "order to an agent that lost its directory", before: with(dead(), RegisterHost{Host: "b", Boot: "b1", State: "new"}), do: order(vm1, 2, "b", "b1", absent...), reject: "has agent state new"},
@@ -283,6 +300,8 @@ func TestApply(t *testing.T) {
 		{name: "fence while one is at work", before: fencing1(), do: beginFence("i1", 2), reject: "is not over"},
 		{name: "fence that skips one", before: with(fencing1(), EndFence{ID: "i1", N: 1, At: stamp}), do: beginFence("i1", 3), reject: "does not follow"},
 		{name: "P6: fence while disarmed", before: with(three(), opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), SetArmed{By: "op"}), do: beginFence("i1", 1), reject: "disarmed"},
+		{name: "P6: another fence of what was under way when disarmed", before: with(fencing1(), SetArmed{By: "op"}, EndFence{ID: "i1", N: 1, At: stamp}), do: beginFence("i1", 2), reject: "disarmed"},
+		{name: "P6: fence in maintenance", before: with(three(), opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), SetMaintenance{Host: "a", On: true, By: "op"}), do: beginFence("i1", 1), reject: "in maintenance by op"},
 		{name: "P3: fence of another term", before: with(three(), opened("i1", "a", "a1"), note("i1", haven.StepConfirmed)), do: fenceInTerm(beginFence("i1", 1), 6), reject: "term 1.6"},
 		{name: "fence of what came back", before: with(three(), opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), register("a", "a2", "sa", 2)), do: beginFence("i1", 1), reject: "is proved"},
 		{name: "end of a fence that never was", before: with(three(), opened("i1", "a", "a1")), do: EndFence{ID: "i1", N: 1, At: stamp}, reject: "no attempt 1"},

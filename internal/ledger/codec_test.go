@@ -27,6 +27,11 @@ func everyCommand() []Command {
 		ReleaseHost{Host: "a", By: "op", At: stamp},
 		LearnPower{Host: "a", GUID: "g", Distrust: "why", By: "op", Clears: 1},
 		SetArmed{Armed: true, By: "op", Reason: "why", At: stamp},
+		SetMaintenance{Host: "a", On: true, By: "op", Reason: "why", At: stamp},
+		RecordDecisions{Decisions: []Decision{{
+			At: stamp, Term: haven.Term{Generation: 1, Term: 7}, By: "b", Host: "a", Boot: "a1", From: haven.VerdictHealthy, To: haven.VerdictSuspect,
+			Why: "silent", Evidence: evidence, LeftOut: 2,
+		}}},
 		protect(vm1, "a", "a1"),
 		ForgetVM{VM: vm1, Epoch: 3},
 		ObserveVM{VM: vm1, Epoch: 3, Host: "a", Boot: "a1", Desired: DesiredStopped, Migrating: true},

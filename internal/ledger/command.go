@@ -75,6 +75,7 @@ type LearnPower struct {
 // SetArmed switches recovery on or off.
 type SetArmed struct {
 	Armed  bool      `json:"armed"`
+	Now    bool      `json:"now,omitempty"` // when disarming: nothing is finished first
 	By     string    `json:"by"`
 	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at"`
@@ -121,12 +122,14 @@ type MoveVM struct {
 }
 
 // FreeVM records that the owner's agent says that a VM is gone though its user
-// wants it to run.
+// wants it to run. By says how it came to be: by itself, which is
+// FreedByGone or empty, or by a configured response.
 type FreeVM struct {
 	VM     haven.VMID   `json:"vm"`
 	Epoch  haven.Epoch  `json:"epoch"`
 	Host   haven.HostID `json:"host"`
 	Boot   haven.BootID `json:"boot"`
+	By     FreedBy      `json:"by,omitempty"`
 	Detail string       `json:"detail"`
 	At     time.Time    `json:"at"`
 }
@@ -170,7 +173,9 @@ type NoteIncident struct {
 	Step    haven.Step       `json:"step"` // empty: stays
 	Verdict haven.Verdict    `json:"verdict,omitempty"`
 	Hold    *haven.Hold      `json:"hold,omitempty"` // nil: stays; empty: nothing holds it
-	Entry   Entry            `json:"entry"`          // What empty: no line
+	// Response is what is begun on the host itself; empty: stays.
+	Response string `json:"response,omitempty"`
+	Entry    Entry  `json:"entry"` // What empty: no line
 }
 
 // BeginFence records a power command before it is sent.
@@ -202,25 +207,27 @@ type CloseIncident struct {
 	Entry   Entry            `json:"entry"`
 }
 
-func (Found) kind() string         { return "found" }
-func (RegisterHost) kind() string  { return "register-host" }
-func (ReleaseHost) kind() string   { return "release-host" }
-func (LearnPower) kind() string    { return "learn-power" }
-func (SetArmed) kind() string      { return "set-armed" }
-func (ProtectVM) kind() string     { return "protect-vm" }
-func (ForgetVM) kind() string      { return "forget-vm" }
-func (ObserveVM) kind() string     { return "observe-vm" }
-func (MoveVM) kind() string        { return "move-vm" }
-func (FreeVM) kind() string        { return "free-vm" }
-func (HoldVM) kind() string        { return "hold-vm" }
-func (CommitOrder) kind() string   { return "commit-order" }
-func (ReportOrder) kind() string   { return "report-order" }
-func (OpenIncident) kind() string  { return "open-incident" }
-func (NoteIncident) kind() string  { return "note-incident" }
-func (BeginFence) kind() string    { return "begin-fence" }
-func (EndFence) kind() string      { return "end-fence" }
-func (ProveDead) kind() string     { return "prove-dead" }
-func (CloseIncident) kind() string { return "close-incident" }
+func (Found) kind() string           { return "found" }
+func (RegisterHost) kind() string    { return "register-host" }
+func (ReleaseHost) kind() string     { return "release-host" }
+func (LearnPower) kind() string      { return "learn-power" }
+func (SetArmed) kind() string        { return "set-armed" }
+func (SetMaintenance) kind() string  { return "set-maintenance" }
+func (RecordDecisions) kind() string { return "record-decisions" }
+func (ProtectVM) kind() string       { return "protect-vm" }
+func (ForgetVM) kind() string        { return "forget-vm" }
+func (ObserveVM) kind() string       { return "observe-vm" }
+func (MoveVM) kind() string          { return "move-vm" }
+func (FreeVM) kind() string          { return "free-vm" }
+func (HoldVM) kind() string          { return "hold-vm" }
+func (CommitOrder) kind() string     { return "commit-order" }
+func (ReportOrder) kind() string     { return "report-order" }
+func (OpenIncident) kind() string    { return "open-incident" }
+func (NoteIncident) kind() string    { return "note-incident" }
+func (BeginFence) kind() string      { return "begin-fence" }
+func (EndFence) kind() string        { return "end-fence" }
+func (ProveDead) kind() string       { return "prove-dead" }
+func (CloseIncident) kind() string   { return "close-incident" }
 
 // Kind names a command for logs and transcripts.
 func Kind(c Command) string { return c.kind() }
@@ -277,6 +284,10 @@ func decodeOne(e envelope) (Command, error) {
 		return body[LearnPower](e)
 	case "set-armed":
 		return body[SetArmed](e)
+	case "set-maintenance":
+		return body[SetMaintenance](e)
+	case "record-decisions":
+		return body[RecordDecisions](e)
 	case "protect-vm":
 		return body[ProtectVM](e)
 	case "forget-vm":

@@ -42,13 +42,10 @@ type State struct {
 	// Forgotten is the highest epoch of all VMs that are not protected any more.
 	// A VM that comes back goes on above it: agents remember the old epochs.
 	Forgotten haven.Epoch `json:"forgotten,omitempty"`
-}
-
-// Disarm says who switched recovery off, when and why.
-type Disarm struct {
-	By     string    `json:"by"`
-	At     time.Time `json:"at"`
-	Reason string    `json:"reason,omitempty"`
+	// LastSlot is the highest slot that was given to a host.
+	LastSlot uint16 `json:"last_slot,omitempty"`
+	// Decisions are the latest changes of verdicts, the latest at the end.
+	Decisions []Decision `json:"decisions,omitempty"`
 }
 
 // Host is what the ledger knows of one host.
@@ -81,6 +78,11 @@ type Host struct {
 	Released string `json:"released,omitempty"`
 	// Power is what was learnt about the host's BMC.
 	Power PowerTrust `json:"power,omitzero"`
+	// Slot is the host's place on stores with numbered places, from 1 to
+	// MaxHosts; 0 for a witness, which writes no beats.
+	Slot uint16 `json:"slot,omitempty"`
+	// Maintenance is set while an operator has the host in maintenance.
+	Maintenance *Maintenance `json:"maintenance,omitempty"`
 }
 
 // ProvedDead says whether the boot that the ledger knows of is proved over.
@@ -153,6 +155,8 @@ const (
 	FreedByProof   FreedBy = "owner-proved-dead"
 	FreedByReboot  FreedBy = "owner-rebooted"
 	FreedByGone    FreedBy = "owner-says-gone"
+	FreedByBeat    FreedBy = "owner-says-gone-by-beat" // after an isolated host stopped it, as configured
+	FreedByStop    FreedBy = "stopped-on-its-owner"    // by a configured response, to be started elsewhere
 	FreedByRefusal FreedBy = "order-refused"
 	FreedByFailure FreedBy = "start-failed"
 )
@@ -211,7 +215,13 @@ type Incident struct {
 	// Attempts are the latest power commands that were decided for this incident.
 	Attempts []FenceAttempt `json:"attempts,omitempty"`
 	VMs      []haven.VMID   `json:"vms,omitempty"` // that the proof freed
-	Timeline []Entry        `json:"timeline"`
+	// Response is what was begun on the host itself because the configuration
+	// says so; empty while nothing was. A VM that ends there afterwards was not
+	// stopped by its user.
+	Response string  `json:"response,omitempty"`
+	Timeline []Entry `json:"timeline"`
+	// Dropped counts the lines that were dropped from the middle of the time line.
+	Dropped int `json:"dropped,omitempty"`
 }
 
 // Open says whether the incident is not closed yet.

@@ -139,6 +139,9 @@ func (s *State) check() error {
 			return fmt.Errorf("host %q is damaged", id)
 		}
 	}
+	if err := s.checkSlots(); err != nil {
+		return err
+	}
 	for id, vm := range s.VMs {
 		if vm == nil || vm.ID != id || !vm.whole() {
 			return fmt.Errorf("VM %q is damaged", id)

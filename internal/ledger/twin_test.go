@@ -40,13 +40,24 @@ type now struct {
 	epoch   map[haven.VMID]haven.Epoch // the highest ever, over all lives of the VM
 	orders  map[haven.OrderID]haven.Order
 	out     map[haven.VMID]place // that were told to start a VM, and have not said how it went
+
+	disarmed bool
+	exempt   map[haven.IncidentID]bool // goes on although recovery is disarmed
+	about    map[haven.IncidentID]place
+	fencing  map[haven.IncidentID]int // the attempt that is at work
+	proof    map[haven.IncidentID]bool
+	closed   map[haven.IncidentID]bool
+	cause    map[haven.VMID]haven.IncidentID // that freed the VM
+	care     map[haven.HostID]bool           // in maintenance
 }
 
-func recount(history []happened) now {
-	n := now{
+func recount(history []happened) *now {
+	n := &now{
 		boot: map[haven.HostID]haven.BootID{}, state: map[haven.HostID]haven.StateID{}, witness: map[haven.HostID]bool{},
 		over: map[place]bool{}, dead: map[place]bool{}, may: map[haven.VMID]map[place]bool{}, stopped: map[haven.VMID]bool{},
 		epoch: map[haven.VMID]haven.Epoch{}, orders: map[haven.OrderID]haven.Order{}, out: map[haven.VMID]place{},
+		exempt: map[haven.IncidentID]bool{}, about: map[haven.IncidentID]place{}, fencing: map[haven.IncidentID]int{}, proof: map[haven.IncidentID]bool{},
+		closed: map[haven.IncidentID]bool{}, cause: map[haven.VMID]haven.IncidentID{}, care: map[haven.HostID]bool{},
 	}
 	for _, h := range history {
 		n.take(h.c)
@@ -54,25 +65,27 @@ func recount(history []happened) now {
 	return n
 }
 
-func (n now) take(c Command) {
+func (n *now) take(c Command) {
+	n.takeBrakes(c)
 	switch c := c.(type) {
 	case Found:
 		clear(n.dead)
 	case RegisterHost:
 		if old := n.boot[c.Host]; old != "" && old != c.Boot {
 			n.over[place{c.Host, old}] = true
-			n.end(place{c.Host, old})
+			n.end(place{c.Host, old}, n.trouble(place{c.Host, old}))
 		}
 		n.boot[c.Host], n.state[c.Host], n.witness[c.Host] = c.Boot, c.State, c.Role == haven.RoleWitness
 	case ProveDead:
 		n.dead[place{c.Proof.Host, c.Proof.Boot}] = true
-		n.end(place{c.Proof.Host, c.Proof.Boot})
+		n.end(place{c.Proof.Host, c.Proof.Boot}, c.ID)
 	case ProtectVM:
 		if n.may[c.VM] == nil {
 			n.may[c.VM] = map[place]bool{{c.Host, c.Boot}: true}
 			n.epoch[c.VM]++
 		}
 	case ForgetVM:
+		delete(n.cause, c.VM)
 		delete(n.may, c.VM)
 		delete(n.stopped, c.VM)
 	case ObserveVM:
@@ -88,9 +101,13 @@ func (n now) take(c Command) {
 		}
 		n.epoch[c.VM] = c.Epoch + 1
 		n.stopped[c.VM] = false
+		delete(n.cause, c.VM)
 	case FreeVM:
 		if p := (place{c.Host, c.Boot}); n.out[c.VM] != p {
 			delete(n.may[c.VM], p)
+		}
+		if c.By == FreedByBeat || c.By == FreedByStop {
+			n.cause[c.VM] = n.trouble(place{c.Host, c.Boot})
 		}
 	case CommitOrder:
 		n.may[c.Order.VM][place{c.Order.Target, c.Order.TargetBoot}] = true
@@ -102,6 +119,7 @@ func (n now) take(c Command) {
 		switch s := c.Report.Status; {
 		case s == haven.OrderStarted:
 			delete(n.out, c.Report.VM)
+			delete(n.cause, c.Report.VM)
 		case took == c.Report.State && (s == haven.OrderRefused || s == haven.OrderFailed):
 			delete(n.out, c.Report.VM)
 			delete(n.may[c.Report.VM], place{c.Host, c.Report.Boot})
@@ -109,9 +127,82 @@ func (n now) take(c Command) {
 	}
 }
 
+// takeBrakes follows what an operator holds back.
+func (n *now) takeBrakes(c Command) {
+	switch c := c.(type) {
+	case SetArmed:
+		switch {
+		case c.Armed:
+			n.disarmed = false
+			clear(n.exempt)
+		case c.Now:
+			n.disarmed = true
+			clear(n.exempt)
+		case !n.disarmed:
+			n.disarmed = true
+			for id := range n.about {
+				n.exempt[id] = !n.closed[id] && (n.fencing[id] > 0 || n.proof[id])
+			}
+		}
+	case SetMaintenance:
+		n.care[c.Host] = c.On
+	case OpenIncident:
+		n.about[c.ID] = place{c.Host, c.Boot}
+		n.fencing[c.ID], n.proof[c.ID], n.closed[c.ID] = 0, false, false
+		delete(n.exempt, c.ID)
+	case BeginFence:
+		n.fencing[c.ID] = c.Attempt.N
+	case EndFence:
+		if n.fencing[c.ID] == c.N {
+			n.fencing[c.ID] = 0
+			n.exempt[c.ID] = n.exempt[c.ID] && n.proof[c.ID]
+		}
+	case ProveDead:
+		if !n.dead[place{c.Proof.Host, c.Proof.Boot}] {
+			n.proof[c.ID] = true
+		}
+	case RegisterHost:
+		if old := n.boot[c.Host]; old != "" && old != c.Boot {
+			if id := n.trouble(place{c.Host, old}); id != "" {
+				n.proof[id] = true
+			}
+		}
+	case CloseIncident:
+		n.closed[c.ID] = true
+		delete(n.exempt, c.ID)
+	}
+}
+
+// trouble returns the incident about a place that is open and has no proof of an
+// earlier generation.
+func (n *now) trouble(p place) haven.IncidentID {
+	for id, at := range n.about {
+		if at == p && !n.closed[id] && (!n.proof[id] || n.dead[p]) {
+			return id
+		}
+	}
+	return ""
+}
+
+// checkFence holds a power command that the ledger took against P6.
+func (n *now) checkFence(c BeginFence) error {
+	switch {
+	case n.disarmed:
+		return fmt.Errorf("%s is fenced while recovery is disarmed", c.ID)
+	case n.care[n.about[c.ID].host]:
+		return fmt.Errorf("%s is fenced in maintenance", n.about[c.ID].host)
+	case n.proof[c.ID] || n.closed[c.ID]:
+		return fmt.Errorf("%s is fenced, and it is over", c.ID)
+	}
+	return nil
+}
+
 // end takes a place, and all that ran there, out of the count.
-func (n now) end(p place) {
+func (n *now) end(p place, why haven.IncidentID) {
 	for vm, places := range n.may {
+		if places[p] && !n.stopped[vm] && why != "" {
+			n.cause[vm] = why
+		}
 		delete(places, p)
 		if n.out[vm] == p {
 			delete(n.out, vm)
@@ -121,8 +212,14 @@ func (n now) end(p place) {
 
 // checkOrder holds an order that the ledger took against P1, in the words of
 // the promise.
-func (n now) checkOrder(c CommitOrder) error {
+func (n *now) checkOrder(c CommitOrder) error {
 	o := c.Order
+	if n.disarmed && !n.exempt[n.cause[o.VM]] {
+		return fmt.Errorf("order %s while recovery is disarmed, for incident %q", o.ID, n.cause[o.VM])
+	}
+	if n.care[o.Target] {
+		return fmt.Errorf("order %s for a host in maintenance", o.ID)
+	}
 	if places := n.may[o.VM]; len(places) > 0 {
 		return fmt.Errorf("order %s while %v may run the VM", o.ID, places)
 	}
@@ -150,7 +247,7 @@ func (n now) checkOrder(c CommitOrder) error {
 }
 
 // agree holds the ledger's state against the twin's count.
-func (n now) agree(s *State) error {
+func (n *now) agree(s *State) error {
 	for _, p := range slices.SortedFunc(maps.Keys(n.over), func(a, b place) int { return bytes.Compare([]byte(a.boot), []byte(b.boot)) }) {
 		if n.boot[p.host] == p.boot {
 			return fmt.Errorf("boot %s of %s was over and came back", p.boot, p.host)
@@ -322,7 +419,7 @@ func (w *outside) vm() Command {
 	}
 	switch rapid.IntRange(0, 6).Draw(w.t, "owned") {
 	case 0:
-		return FreeVM{VM: id, Epoch: vm.Epoch, Host: h, Boot: boot, At: w.now()}
+		return FreeVM{VM: id, Epoch: vm.Epoch, Host: h, Boot: boot, At: w.now(), By: pick(w, []FreedBy{"", FreedByGone, FreedByBeat, FreedByStop, FreedByProof}, "by")}
 	case 1:
 		return ForgetVM{VM: id, Epoch: vm.Epoch}
 	case 2:
@@ -378,11 +475,15 @@ func (w *outside) rare() Command {
 	case 1:
 		return ReleaseHost{Host: pick(w, w.hosts, "host"), By: "op", At: w.now()}
 	case 2:
-		return SetArmed{Armed: w.chance(90, "armed"), By: "op", At: w.now()}
+		return SetArmed{Armed: w.chance(60, "armed"), Now: w.chance(20, "now"), By: "op", At: w.now()}
 	case 3:
 		return LearnPower{Host: pick(w, w.hosts, "host"), GUID: "g", Distrust: pick(w, []string{"", "liar"}, "distrust")}
 	case 4:
 		w.term++
+	case 5:
+		return SetMaintenance{Host: pick(w, w.hosts, "host"), On: w.chance(40, "on"), By: "op", At: w.now()}
+	case 6:
+		return RecordDecisions{Decisions: []Decision{{At: w.now(), By: "m", Host: pick(w, w.hosts, "host"), To: haven.VerdictSuspect}}}
 	}
 	return Found{Cluster: "c", Generation: 1, By: "op", At: stamp}
 }
@@ -439,8 +540,19 @@ func TestTwin(t *testing.T) {
 					t.Fatalf("P1: %v", err)
 				}
 				taken["an order"]++
+				if s.Disarm != nil {
+					taken["an order of what was under way"]++
+				}
+			}
+			if c, ok := h.c.(BeginFence); ok {
+				if err := recount(history).checkFence(c); err != nil {
+					t.Fatalf("P6: %v", err)
+				}
 			}
 			history = append(history, h)
+			if err := agreeSlots(history, s); err != nil {
+				t.Fatalf("after %+v: %v", h.c, err)
+			}
 			if err := recount(history).agree(s); err != nil {
 				t.Fatalf("P1: after %+v: %v", h.c, err)
 			}
