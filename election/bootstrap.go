@@ -16,7 +16,8 @@ import (
 )
 
 // MaxVoters bounds the servers with a vote. Five survive two failures; more
-// make every commit dearer and nothing safer.
+// make every commit dearer and nothing safer. There may be one more between the
+// two changes that replace a voter.
 const MaxVoters = 5
 
 // BootstrapStep is what a host does next to begin a cluster.

@@ -23,7 +23,9 @@ type Member struct {
 type Keeper struct {
 	Configured func() []haven.HostID // all configured hosts; it must not block
 	Members    func() []Member       // it must not block
-	Policy     VoterPolicy           // the zero value is DefaultVoterPolicy
+	// Places says where configured hosts stand; nil for nowhere in particular.
+	Places func() map[haven.HostID]Place
+	Policy VoterPolicy // the zero value is DefaultVoterPolicy
 	// OnChange, if set, is told of each change and its outcome.
 	OnChange func(change Change, err error)
 }
@@ -54,7 +56,11 @@ func (n *Node) RunKeeper(ctx context.Context, k Keeper) {
 		if !t.observe(now, lead, k.Members(), conf.Servers) {
 			continue
 		}
-		change, ok := PlanVoters(now, k.Policy, conf, t.health(k.Configured(), n.contactsOf(lead.Term)))
+		health := t.health(k.Configured(), n.contactsOf(lead.Term))
+		if k.Places != nil {
+			health.Places = k.Places()
+		}
+		change, ok := PlanVoters(now, k.Policy, conf, health)
 		if !ok {
 			continue
 		}
@@ -155,7 +161,9 @@ func (n *Node) change(ctx context.Context, c Change, index uint64) error {
 	addr := raft.ServerAddress(joinAddress(c.Server.ID, c.Server.Address))
 	return n.calls.do(ctx, func() error {
 		switch c.Kind {
-		case AddNonvoter:
+		// To raft, a non-voter that is a member already is one with a new address.
+		// Whether it votes stays as it is.
+		case AddNonvoter, SetAddress:
 			return n.raft.AddNonvoter(id, addr, index, changeTimeout).Error()
 		case AddVoter:
 			return n.raft.AddVoter(id, addr, index, changeTimeout).Error()

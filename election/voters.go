@@ -25,6 +25,9 @@ type VoterPolicy struct {
 	// ShrinkAfter is how long a leader must have led before it takes the vote
 	// from a living server to make the number odd: 30 s.
 	ShrinkAfter time.Duration
+	// ImproveAfter is how long a leader must have led, and a host must have been
+	// well, before it takes the place of a voter that is well too: 5 min.
+	ImproveAfter time.Duration
 }
 
 // DefaultVoterPolicy gives the numbers above.
@@ -32,6 +35,7 @@ func DefaultVoterPolicy() VoterPolicy {
 	return VoterPolicy{
 		Max: MaxVoters, Stable: 10 * time.Second, DeadAfter: 5 * time.Second,
 		StuckAfter: 30 * time.Second, StageFor: 5 * time.Minute, ShrinkAfter: 30 * time.Second,
+		ImproveAfter: 5 * time.Minute,
 	}
 }
 
@@ -62,6 +66,7 @@ type ServerContact struct {
 type Health struct {
 	LeaderSince time.Time
 	Configured  []haven.HostID
+	Places      map[haven.HostID]Place // of configured hosts; the zero Place for those that are not in it
 	Hosts       map[haven.HostID]HostHealth
 	Contacts    map[ServerID]ServerContact
 	// MemberSince is since when this leader has had a server in its
@@ -77,6 +82,7 @@ const (
 	AddNonvoter ChangeKind = "add-nonvoter" // send it the log, so that it can vote soon
 	AddVoter    ChangeKind = "add-voter"
 	RemoveVoter ChangeKind = "remove" // voter or not
+	SetAddress  ChangeKind = "set-address"
 )
 
 // Change is one change of the configuration.
@@ -93,16 +99,20 @@ type Change struct {
 //   - A server whose host came back with another disk, or is not configured
 //     any more, goes first.
 //   - A dead voter is replaced when there is a living host to take its place,
-//     which has the whole log before the dead one is removed. Without one it
+//     which has the whole log and the vote before the dead one is removed:
+//     until then the dead one's return still counts. Without a successor it
 //     stays: fewer voters are no gain then.
 //   - The number of voters is odd when all is well, at most Max, and never
-//     grows to an even number to stay there.
+//     grows to an even number to stay there. It is one more than Max between
+//     two changes that replace a voter.
+//   - Witnesses come first, then hosts of zones with few voters. A voter that
+//     is well gives way only to a witness, or to end a zone's majority.
 func PlanVoters(now time.Time, p VoterPolicy, c VoterConfig, h Health) (Change, bool) {
 	if !c.Settled {
 		return Change{}, false
 	}
 	m := newVoterMap(now, p, c, h)
-	for _, decide := range []func() (Change, bool){m.dropForeign, m.dropNonvoter, m.dropVoter, m.promote, m.enlist, m.shrink} {
+	for _, decide := range []func() (Change, bool){m.dropForeign, m.readdress, m.dropNonvoter, m.dropVoter, m.promote, m.enlist, m.shrink, m.improve} {
 		if change, ok := decide(); ok {
 			return change, true
 		}
@@ -121,6 +131,8 @@ type voterMap struct {
 	staged []Server // non-voters
 	fresh  []Server // healthy hosts outside; best first
 	target int      // number of voters to reach
+	// votesIn counts the living voters of each zone.
+	votesIn map[string]int
 }
 
 func newVoterMap(now time.Time, p VoterPolicy, c VoterConfig, h Health) *voterMap {
@@ -141,6 +153,7 @@ func newVoterMap(now time.Time, p VoterPolicy, c VoterConfig, h Health) *voterMa
 		return cmp.Or(m.lastContact(a).Compare(m.lastContact(b)), cmp.Compare(a.ID, b.ID))
 	}
 	slices.SortFunc(m.dead, byContact)
+	m.countVotes()
 	for _, host := range h.Configured {
 		if hh := h.Hosts[host]; !taken[host] && m.healthy(host) {
 			m.fresh = append(m.fresh, Server{ID: hh.Server, Address: hh.Address})
@@ -148,11 +161,6 @@ func newVoterMap(now time.Time, p VoterPolicy, c VoterConfig, h Health) *voterMa
 	}
 	slices.SortFunc(m.fresh, m.prefer)
 	return m
-}
-
-// prefer orders candidates. Failure domains and witnesses belong here.
-func (m *voterMap) prefer(a, b Server) int {
-	return cmp.Or(m.h.Hosts[a.ID.Host()].Since.Compare(m.h.Hosts[b.ID.Host()].Since), cmp.Compare(a.ID, b.ID))
 }
 
 // healthy says whether a host may be taken in.
@@ -254,7 +262,7 @@ func (m *voterMap) dropNonvoter() (Change, bool) {
 		switch {
 		case !m.alive(s):
 			return m.remove(s, "it fell silent, or took too long to get the log")
-		case i > 0 || !m.needed(1+len(m.fresh)):
+		case i > 0 || !m.needed(1+len(m.fresh)) && !m.improves(s):
 			return m.remove(s, "no vote is free for it")
 		}
 	}
@@ -272,12 +280,11 @@ func (m *voterMap) ready() (Server, bool) {
 	return Server{}, false
 }
 
-// dropVoter removes a dead voter: when its successor is ready, when the number
+// dropVoter removes a dead voter: when its successor votes, when the number
 // of voters becomes odd by it, or when there are too many anyway.
 func (m *voterMap) dropVoter() (Change, bool) {
 	n := len(m.voters)
-	_, ready := m.ready()
-	if len(m.dead) > 0 && (n%2 == 0 || n > m.target || ready && n >= m.target) {
+	if len(m.dead) > 0 && (n%2 == 0 || n > m.target) {
 		s := m.dead[0]
 		silent := m.now.Sub(m.lastContact(s)).Round(time.Second)
 		return m.remove(s, fmt.Sprintf("silent or stuck, last heard of %s ago", silent))
@@ -285,16 +292,29 @@ func (m *voterMap) dropVoter() (Change, bool) {
 	return Change{}, false
 }
 
-// room says whether the number of voters may grow by one: to an odd number,
-// or on to one, because another host stands ready behind.
+// room says whether the number of voters may grow by one: for the successor of
+// a dead one, to an odd number, or on to one, because another host stands ready
+// behind.
 func (m *voterMap) room(candidates int) bool {
 	n := len(m.voters)
-	return n < m.target && (n%2 == 0 || len(m.dead) > 0 || candidates >= 2)
+	return n <= m.target && len(m.dead) > 0 || n < m.target && (n%2 == 0 || candidates >= 2)
+}
+
+// safeWith says whether the voters and one more, who has the whole log, have a
+// majority that answered just now.
+func (m *voterMap) safeWith(s Server) bool {
+	here := 0
+	for _, v := range append(slices.Clone(m.voters), s) {
+		if v.ID == m.c.Self || m.now.Sub(m.h.Contacts[v.ID].At) <= freshContact {
+			here++
+		}
+	}
+	return here >= (len(m.voters)+1)/2+1
 }
 
 func (m *voterMap) promote() (Change, bool) {
 	s, ok := m.ready()
-	if !ok || !m.room(1+len(m.fresh)) {
+	if !ok || !m.safeWith(s) || !m.room(1+len(m.fresh)) && !m.improves(s) {
 		return Change{}, false
 	}
 	s.Voter = true
@@ -322,13 +342,8 @@ func (m *voterMap) shrink() (Change, bool) {
 	if len(m.dead) > 0 || !tooMany && !lonely || m.now.Sub(m.h.LeaderSince) < m.policy.ShrinkAfter {
 		return Change{}, false
 	}
-	last := Server{}
-	for _, s := range m.voters {
-		if s.ID != m.c.Self && s.ID > last.ID {
-			last = s
-		}
-	}
-	if last.ID == "" {
+	last, ok := m.leastMissed(m.voters)
+	if !ok {
 		return Change{}, false
 	}
 	return m.remove(last, fmt.Sprintf("%d voters are one too many", n))

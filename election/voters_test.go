@@ -23,6 +23,7 @@ type voterWorld struct {
 	index      uint64
 	added      map[ServerID]time.Time // since when it gets the log
 	stuck      map[ServerID]bool      // its disk hangs: it answers and stays behind
+	places     map[haven.HostID]Place
 
 	leader   ServerID
 	since    time.Time
@@ -36,7 +37,7 @@ type voterWorld struct {
 func newVoterWorld(t *rapid.T, hosts, voters int) *voterWorld {
 	w := &voterWorld{
 		t: t, now: time.Unix(1e9, 0), up: map[haven.HostID]bool{}, life: map[haven.HostID]int{}, index: 1,
-		added: map[ServerID]time.Time{}, stuck: map[ServerID]bool{},
+		added: map[ServerID]time.Time{}, stuck: map[ServerID]bool{}, places: map[haven.HostID]Place{},
 	}
 	for i := range hosts {
 		h := haven.HostID(fmt.Sprintf("h%d", i))
@@ -110,7 +111,10 @@ func (w *voterWorld) plan() {
 	w.members.observe(w.now, Leadership{Self: true, Term: w.term}, members, w.servers)
 	conf := VoterConfig{Self: w.leader, Index: w.index, Settled: true, Servers: slices.Clone(w.servers)}
 	health := w.members.health(w.configured, w.heard)
-	change, ok := PlanVoters(w.now, DefaultVoterPolicy(), conf, health)
+	health.Places = w.places
+	policy := DefaultVoterPolicy()
+	policy.ImproveAfter = 2 * time.Minute
+	change, ok := PlanVoters(w.now, policy, conf, health)
 	if !ok {
 		return
 	}
@@ -141,12 +145,13 @@ func (w *voterWorld) carryOut(c Change) {
 		if i < 0 || c.Server.ID == w.leader {
 			w.fail("a removal of the leader, or of nobody")
 		}
+		w.checkOrder(c.Server)
 		w.servers = slices.Delete(w.servers, i, i+1)
 		w.members.setBack(w.now, c.Server.ID.Host())
 	}
 	all, _ := w.voters()
-	if len(all) > MaxVoters {
-		w.fail("more than five voters")
+	if len(all) > MaxVoters+1 || len(all) > MaxVoters && c.Kind != AddVoter {
+		w.fail("more than five voters, and one for a moment")
 	}
 	// Those the leader heard within two seconds are the ones it may count on.
 	here := 0
@@ -157,6 +162,18 @@ func (w *voterWorld) carryOut(c Change) {
 	}
 	if c.Kind != AddNonvoter && here <= len(all)/2 {
 		w.fail("the change left no majority of voters that answer")
+	}
+}
+
+// checkOrder: a voter that may come back with its disk is not taken out before
+// its successor is in. Both ways no more failures are survived, but with the
+// dead one still in, its return can make up for the loss of another disk.
+func (w *voterWorld) checkOrder(s Server) {
+	all, _ := w.voters()
+	host := s.ID.Host()
+	mayReturn := slices.Contains(w.configured, host) && w.current(host) == s.ID
+	if s.Voter && mayReturn && len(all)%2 == 1 && len(all) <= oddFloor(min(MaxVoters, len(w.configured))) {
+		w.fail("a voter was removed before its successor was in")
 	}
 }
 
@@ -201,6 +218,9 @@ func TestPlanVotersProperty(t *testing.T) {
 func keepVoters(t *rapid.T) {
 	hosts := rapid.IntRange(1, 9).Draw(t, "hosts")
 	w := newVoterWorld(t, hosts, oddFloor(rapid.IntRange(1, min(hosts, MaxVoters)).Draw(t, "voters")))
+	for _, h := range w.configured {
+		w.places[h] = Place{Zone: rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "zone"), Witness: rapid.IntRange(0, 4).Draw(t, "witness") == 0}
+	}
 	n := 0
 	for range rapid.IntRange(0, 40).Draw(t, "faults") {
 		w.fault()
@@ -210,7 +230,7 @@ func keepVoters(t *rapid.T) {
 		}
 	}
 	clear(w.stuck)
-	for range 300 {
+	for range 500 {
 		n++
 		w.tick(n)
 	}
@@ -246,6 +266,24 @@ func (w *voterWorld) checkRest() {
 			w.fail("a lost disk kept its vote")
 		}
 	}
+	if len(living) == len(all) && len(all) == target {
+		w.checkPlaces(all)
+	}
+}
+
+// checkPlaces: no living witness stands outside while a hypervisor other than
+// the leader votes.
+func (w *voterWorld) checkPlaces(voters []ServerID) {
+	for _, h := range w.configured {
+		if !w.up[h] || !w.places[h].Witness || slices.Contains(voters, w.current(h)) {
+			continue
+		}
+		for _, v := range voters {
+			if v != w.leader && !w.places[v.Host()].Witness {
+				w.fail(fmt.Sprintf("witness %s does not vote and hypervisor %s does", h, v))
+			}
+		}
+	}
 }
 
 func TestPlanVoters(t *testing.T) {
@@ -271,7 +309,20 @@ func TestPlanVoters(t *testing.T) {
 		{"on from two", setup{voters: []string{"a", "b"}, staged: []string{"c"}, up: []string{"a", "b", "c"}}, "add-voter c"},
 		{"no replacement: the dead one stays", setup{voters: []string{"a", "b", "c"}, up: []string{"a", "b"}, silent: []string{"c"}}, ""},
 		{"first the log", setup{voters: []string{"a", "b", "c"}, up: []string{"a", "b", "d"}, silent: []string{"c"}}, "add-nonvoter d"},
-		{"then the dead one", setup{voters: []string{"a", "b", "c"}, staged: []string{"d"}, up: []string{"a", "b", "d"}, silent: []string{"c"}}, "remove c"},
+		{"then the vote", setup{voters: []string{"a", "b", "c"}, staged: []string{"d"}, up: []string{"a", "b", "d"}, silent: []string{"c"}}, "add-voter d"},
+		{"the vote of a sixth, for a moment", setup{voters: []string{"a", "b", "c", "d", "e"}, staged: []string{"f"}, up: []string{"a", "b", "c", "d", "f"}, silent: []string{"e"}}, "add-voter f"},
+		{"then the dead one of six", setup{voters: []string{"a", "b", "c", "d", "e", "f"}, up: []string{"a", "b", "c", "d", "f"}, silent: []string{"e"}}, "remove e"},
+		{"no vote for one more while too few answer", setup{voters: []string{"a", "b", "c"}, staged: []string{"d"}, up: []string{"a", "b", "d"}, silent: []string{"c"}, conf: func(_ *VoterConfig, h *Health) {
+			h.Contacts[server("b", 0)] = ServerContact{At: now.Add(-3 * time.Second), CaughtUp: now}
+		}}, ""},
+		{"a new address", setup{voters: []string{"a", "b", "c"}, up: []string{"a", "b", "c"}, silent: []string{"c"}, conf: func(_ *VoterConfig, h *Health) {
+			c := h.Hosts["c"]
+			c.Address = "c:2"
+			h.Hosts["c"] = c
+		}}, "set-address c"},
+		{"the address of one that is gone", setup{voters: []string{"a", "b", "c"}, up: []string{"a", "b", "c"}, silent: []string{"c"}, conf: func(_ *VoterConfig, h *Health) {
+			h.Hosts["c"] = HostHealth{Server: server("c", 0), Address: "c:2"}
+		}}, ""},
 		{"a dead one among four", setup{voters: []string{"a", "b", "c", "d"}, up: []string{"a", "b", "c"}, silent: []string{"d"}}, "remove d"},
 		{"longest stable first", setup{voters: []string{"a"}, up: []string{"a", "b", "c"}, conf: func(_ *VoterConfig, h *Health) {
 			b := h.Hosts["b"]
@@ -302,7 +353,7 @@ func TestPlanVoters(t *testing.T) {
 		}}, ""},
 		{"hung disk", setup{voters: []string{"a", "b", "c"}, staged: []string{"d"}, up: []string{"a", "b", "c", "d"}, conf: func(_ *VoterConfig, h *Health) {
 			h.Contacts[server("c", 0)] = ServerContact{At: now, CaughtUp: now.Add(-time.Minute)}
-		}}, "remove c"},
+		}}, "add-voter d"},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -321,7 +372,7 @@ func TestPlanVoters(t *testing.T) {
 			for _, n := range tc.in.silent {
 				h.Contacts[server(n, 0)] = silent
 			}
-			for _, n := range []string{"a", "b", "c", "d", "e"} {
+			for _, n := range []string{"a", "b", "c", "d", "e", "f"} {
 				if slices.Contains(tc.in.up, n) || slices.ContainsFunc(c.Servers, func(s Server) bool { return s.ID.Host() == haven.HostID(n) }) {
 					h.Configured = append(h.Configured, haven.HostID(n))
 				}

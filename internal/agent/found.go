@@ -30,7 +30,17 @@ func (a *Agent) liveHosts() []haven.HostID {
 
 // keepVoters replaces dead voters while this agent leads.
 func (a *Agent) keepVoters(ctx context.Context) {
-	a.election.RunKeeper(ctx, election.Keeper{Configured: a.cfg.HostIDs, Members: a.raftServers})
+	a.election.RunKeeper(ctx, election.Keeper{Configured: a.cfg.HostIDs, Members: a.raftServers, Places: a.places})
+}
+
+// places says where the configured hosts stand, for the choice of voters.
+func (a *Agent) places() map[haven.HostID]election.Place {
+	all := map[haven.HostID]election.Place{}
+	for _, id := range a.cfg.HostIDs() {
+		host, _ := a.cfg.Host(id)
+		all[id] = election.Place{Zone: host.Zone, Witness: host.Role == haven.RoleWitness}
+	}
+	return all
 }
 
 // raftServers are the configured hosts' Raft servers, as gossip has them.
