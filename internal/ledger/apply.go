@@ -89,7 +89,6 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 	h.Role, h.Address, h.Boot, h.State, h.Incarnation = c.Role, c.Address, c.Boot, c.State, c.Incarnation
 	h.Generation, h.RegisteredAt, h.Released = s.Generation, c.At, ""
 	s.giveSlot(h)
-	s.giveSlot(h)
 	for _, vm := range s.VMs {
 		if vm.Owner == c.Host && vm.Phase == PhaseOwned && vm.Desired == DesiredStopped {
 			vm.OwnerBoot = c.Boot

@@ -44,8 +44,6 @@ type State struct {
 	Forgotten haven.Epoch `json:"forgotten,omitempty"`
 	// LastSlot is the highest slot that was given to a host.
 	LastSlot uint16 `json:"last_slot,omitempty"`
-	// LastSlot is the highest slot that was given to a host.
-	LastSlot uint16 `json:"last_slot,omitempty"`
 	// Decisions are the latest changes of verdicts, the latest at the end.
 	Decisions []Decision `json:"decisions,omitempty"`
 }
@@ -80,9 +78,6 @@ type Host struct {
 	Released string `json:"released,omitempty"`
 	// Power is what was learnt about the host's BMC.
 	Power PowerTrust `json:"power,omitzero"`
-	// Slot is the host's place on stores with numbered places, from 1 to
-	// MaxHosts; 0 for a witness, which writes no beats.
-	Slot uint16 `json:"slot,omitempty"`
 	// Slot is the host's place on stores with numbered places, from 1 to
 	// MaxHosts; 0 for a witness, which writes no beats.
 	Slot uint16 `json:"slot,omitempty"`

@@ -142,9 +142,6 @@ func (s *State) check() error {
 	if err := s.checkSlots(); err != nil {
 		return err
 	}
-	if err := s.checkSlots(); err != nil {
-		return err
-	}
 	for id, vm := range s.VMs {
 		if vm == nil || vm.ID != id || !vm.whole() {
 			return fmt.Errorf("VM %q is damaged", id)

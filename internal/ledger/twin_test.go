@@ -553,9 +553,6 @@ func TestTwin(t *testing.T) {
 			if err := agreeSlots(history, s); err != nil {
 				t.Fatalf("after %+v: %v", h.c, err)
 			}
-			if err := agreeSlots(history, s); err != nil {
-				t.Fatalf("after %+v: %v", h.c, err)
-			}
 			if err := recount(history).agree(s); err != nil {
 				t.Fatalf("P1: after %+v: %v", h.c, err)
 			}
