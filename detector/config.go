@@ -8,65 +8,74 @@ import (
 )
 
 // Config holds the numbers of judgement. Normal, Fast and Calm give whole sets
-// that fit together; Validate checks the relations between them.
+// that fit together; Validate checks the relations between them. In JSON, every
+// time is in nanoseconds.
 type Config struct {
 	// SuspectAfter is how long a host's reports may be missing before it is
 	// looked at. A wrong suspicion costs a few probes and one BMC reading.
-	SuspectAfter time.Duration
+	SuspectAfter time.Duration `json:"suspect_after"`
 	// Silence is how long a path must have been silent before it counts as
 	// dead, and how long all of them must have been before a host is failed.
-	Silence time.Duration
+	Silence time.Duration `json:"silence"`
 	// Rounds is how many rounds in a row must find every path dead before a
 	// host is failed.
-	Rounds int
+	Rounds int `json:"rounds"`
 	// Round is the least length of a round. Probes should end within it.
-	Round time.Duration
+	Round time.Duration `json:"round"`
 	// BeatInterval is the time between two beats of one writer. A beat that
 	// carries a longer interval of its own is judged by that one.
-	BeatInterval time.Duration
+	BeatInterval time.Duration `json:"beat_interval"`
 	// StaleAfter is how long a beat may stand still before it is stale, and
 	// how old another observer's words may be before they are unknown.
-	StaleAfter time.Duration
+	StaleAfter time.Duration `json:"stale_after"`
 	// OffReadings is how many power-off readings, each in a session of its
 	// own, make a proof. At least 2.
-	OffReadings int
+	OffReadings int `json:"off_readings"`
 	// OffGap is the least time from the end of one such reading to the start
 	// of the next.
-	OffGap time.Duration
+	OffGap time.Duration `json:"off_gap"`
 	// OffBeatAge is how many beat intervals the newest beat of a host must be
 	// old before a power-off reading is believed. At least 1.
-	OffBeatAge float64
+	OffBeatAge float64 `json:"off_beat_age"`
 	// OffFresh is how old a power-off reading may be and still count.
-	OffFresh time.Duration
+	OffFresh time.Duration `json:"off_fresh"`
 	// PowerEvery is the least time between two BMC readings of a suspect, but
 	// for the second reading after an off. It grows to 5 s after half a
 	// minute of suspicion and to 30 s after five.
-	PowerEvery time.Duration
+	PowerEvery time.Duration `json:"power_every"`
 	// ProbeCount is how many neighbours are asked at a time.
-	ProbeCount int
+	ProbeCount int `json:"probe_count"`
 	// ProbeFresh is how long an agent's answer to a probe stands for a live
 	// network path.
-	ProbeFresh time.Duration
+	ProbeFresh time.Duration `json:"probe_fresh"`
 	// GossipLag is how long gossip may go on holding a dead host for alive.
 	// Within it, its word is merely late; after it, its word is a sign of life.
-	GossipLag time.Duration
+	GossipLag time.Duration `json:"gossip_lag"`
 	// WaitForGossip makes a host failed only once gossip no longer holds it
 	// for alive. Off, a late word of gossip is not waited for.
-	WaitForGossip bool
+	WaitForGossip bool `json:"wait_for_gossip"`
 	// Stores is the number of configured stores; 0 means that there are none.
-	Stores int
+	Stores int `json:"stores"`
 	// FenceWithoutStore lets a host be failed without any store and without
 	// evidence of its disks.
-	FenceWithoutStore bool
+	FenceWithoutStore bool `json:"fence_without_store"`
 	// StartupGrace is how long after the start of the process, or a cold
 	// start of the cluster, no verdict leads to action.
-	StartupGrace time.Duration
+	StartupGrace time.Duration `json:"startup_grace"`
 	// MassFailureShare is the share of the hypervisors that may be bad at
 	// once, above 0 and at most 1. One host always may be.
-	MassFailureShare float64
-	// FlapCount falls from health within FlapWindow make a host flapping.
-	FlapCount  int
-	FlapWindow time.Duration
+	MassFailureShare float64 `json:"mass_failure_share"`
+	// MassFailureCalm is how long the number of bad hypervisors must have stayed
+	// within the share before the mass-failure brake, once closed, opens again.
+	MassFailureCalm time.Duration `json:"mass_failure_calm"`
+	// FlapCount falls from health within FlapWindow put a host in quarantine.
+	FlapCount  int           `json:"flap_count"`
+	FlapWindow time.Duration `json:"flap_window"`
+	// FlapCalm is how long a host in quarantine must be healthy without a break
+	// before the quarantine ends.
+	FlapCalm time.Duration `json:"flap_calm"`
+	// HoldAlarm is how long a hold may last before it is marked as an alarm.
+	HoldAlarm time.Duration `json:"hold_alarm"`
 }
 
 // maxFlapCount bounds what is kept per host to tell that it flaps.
@@ -82,7 +91,8 @@ func Normal() Config {
 		OffReadings: 2, OffGap: 300 * time.Millisecond, OffBeatAge: 1.25, OffFresh: 10 * time.Second,
 		PowerEvery: 2 * time.Second, ProbeCount: 3, ProbeFresh: 2 * time.Second,
 		GossipLag: 15 * time.Second, WaitForGossip: true, Stores: 1,
-		StartupGrace: 2 * time.Minute, MassFailureShare: 0.5, FlapCount: 3, FlapWindow: 10 * time.Minute,
+		StartupGrace: 2 * time.Minute, MassFailureShare: 0.5, MassFailureCalm: 10 * time.Second,
+		FlapCount: 3, FlapWindow: 10 * time.Minute, FlapCalm: 10 * time.Minute, HoldAlarm: time.Minute,
 	}
 }
 
@@ -95,7 +105,7 @@ func Fast() Config {
 	c.BeatInterval, c.StaleAfter = 500*time.Millisecond, 2*time.Second
 	c.PowerEvery, c.ProbeFresh = time.Second, time.Second
 	c.WaitForGossip = false
-	c.StartupGrace = 30 * time.Second
+	c.StartupGrace = time.Minute
 	return c
 }
 
@@ -107,7 +117,7 @@ func Calm() Config {
 	c.BeatInterval, c.StaleAfter = 2*time.Second, 10*time.Second
 	c.PowerEvery, c.ProbeFresh = 5*time.Second, 4*time.Second
 	c.GossipLag, c.OffFresh, c.OffGap = 30*time.Second, 20*time.Second, time.Second
-	c.StartupGrace = 5 * time.Minute
+	c.StartupGrace, c.MassFailureCalm = 5*time.Minute, 30*time.Second
 	return c
 }
 
@@ -140,6 +150,9 @@ func (c Config) Validate() error {
 	check(c.StartupGrace >= 0, "start-up grace %v: must not be negative", c.StartupGrace)
 	check(c.MassFailureShare > 0 && c.MassFailureShare <= 1, "mass-failure share %v: must be above 0 and at most 1", c.MassFailureShare)
 	check(c.FlapCount >= 1 && c.FlapCount <= maxFlapCount, "flap count %d: must be from 1 to %d", c.FlapCount, maxFlapCount)
+	check(c.MassFailureCalm >= 0, "mass-failure calm %v: must not be negative", c.MassFailureCalm)
+	check(c.FlapCalm >= 0, "flap calm %v: must not be negative", c.FlapCalm)
+	check(c.HoldAlarm > 0, "hold alarm %v: must be above 0", c.HoldAlarm)
 	check(c.FlapWindow > 0, "flap window %v: must be above 0", c.FlapWindow)
 	return errors.Join(errs...)
 }

@@ -21,6 +21,7 @@ type dumb struct {
 	hist   []rec
 	hosts  map[haven.HostID]*dumbHost
 	trust  []bool // per step
+	over   []bool // per step: more hosts were bad than may be
 	stores map[string][]bool
 }
 
@@ -39,13 +40,28 @@ type dumbHost struct {
 	aliveAt    time.Duration
 	alive      bool
 	verdict    haven.Verdict
+	story      []dumbMoment // since it first appeared
+}
+
+// dumbMoment is what a step came to for one host.
+type dumbMoment struct {
+	now     time.Duration
+	raw     haven.Verdict // by this step's evidence alone
+	told    haven.Verdict // … and by what stands from before
+	newLife bool
+	keeps   bool // suspected by a trusted observer, configured, same boot, no proof in the ledger
+	boot    haven.BootID
+	idle    bool // its disks were found idle
+	suspect bool
 }
 
 // dumbVerdict is what the dumb one concludes, and a claim to be checked.
 type dumbVerdict struct {
-	verdict haven.Verdict
-	proof   bool
-	fence   bool
+	verdict  haven.Verdict
+	fresh    bool // this very step's evidence says so
+	proof    bool
+	fence    bool
+	flapping bool
 }
 
 func newDumb(cfg Config) *dumb {
@@ -77,7 +93,7 @@ func (d *dumb) step(r rec) []dumbVerdict {
 	for i := range r.in.Hosts {
 		out[i] = d.judge(k, &r.in.Hosts[i], due)
 	}
-	d.fences(r, out)
+	d.fences(k, r, out)
 	return out
 }
 
@@ -494,9 +510,10 @@ func (d *dumb) judge(k int, h *Host, due map[haven.HostID]bool) dumbVerdict {
 	}
 
 	// Rounds.
-	pathsDead := agent == haven.No && helper == haven.No && disk != haven.Yes
+	wrote := st.suspect && disk != haven.No && st.wrote()
+	pathsDead := agent == haven.No && helper == haven.No && disk != haven.Yes && !wrote
 	if noStore {
-		pathsDead = disk == haven.No || disk == haven.Unknown && c.FenceWithoutStore && c.Stores == 0
+		pathsDead = disk == haven.No || disk == haven.Unknown && c.FenceWithoutStore && c.Stores == 0 && !wrote
 	}
 	inRound := func(p Probe) bool { return p.Finished > st.roundAt }
 	allDead := !alive && pathsDead && d.asked(k, h, haven.EvidenceProbeAgent, inRound) == haven.No &&
@@ -518,9 +535,85 @@ func (d *dumb) judge(k int, h *Host, due map[haven.HostID]bool) dumbVerdict {
 	}
 	out := dumbVerdict{}
 	out.proof = d.trust[k] && r.now >= grace && !alive && h.Boot != "" && d.proof(k, h, noStore, after, has, due)
-	out.verdict = d.verdict(k, h, situation{alive, expected, noStore, agent, helper, disk, out.proof, grace, pathsDead, due})
+	out.verdict = d.verdict(k, h, situation{alive, expected, noStore, agent, helper, disk, out.proof, grace, pathsDead, wrote, due})
+	out.fresh = true
+	st.story = append(st.story, dumbMoment{
+		now: r.now, raw: out.verdict, newLife: newLife, boot: h.Boot, idle: disk == haven.No, suspect: st.suspect,
+		keeps: st.suspect && d.trust[k] && h.Configured && !h.Proved,
+	})
+	if out.verdict != haven.VerdictFailed && st.standsFailed() {
+		out.verdict, out.fresh = haven.VerdictFailed, false
+	}
+	st.story[len(st.story)-1].told = out.verdict
+	out.flapping = st.flaps(c)
 	st.verdict = out.verdict
 	return out
+}
+
+// wrote says whether the host was unreachable in the course of this suspicion,
+// and not idle since.
+func (st *dumbHost) wrote() bool {
+	for i := len(st.story) - 1; i >= 0; i-- {
+		switch m := st.story[i]; {
+		case m.told == haven.VerdictUnreachable:
+			return true
+		case !m.suspect, m.idle:
+			return false
+		}
+	}
+	return false
+}
+
+// standsFailed says whether an earlier step found the host failed, and all steps
+// since then, this one included, only failed to see anything.
+func (st *dumbHost) standsFailed() bool {
+	boot := st.story[len(st.story)-1].boot
+	for i := len(st.story) - 1; i >= 0; i-- {
+		m := st.story[i]
+		switch {
+		case m.boot != boot:
+			return false
+		case m.raw == haven.VerdictFailed:
+			return true
+		case m.newLife, !m.keeps, m.raw != haven.VerdictSuspect && m.raw != haven.VerdictUnknown:
+			return false
+		}
+	}
+	return false
+}
+
+// flaps says whether there was a step at which the host had fallen from health
+// too often, with no long enough time of health after it.
+func (st *dumbHost) flaps(c Config) bool {
+	fell := func(i int) bool {
+		return i > 0 && st.story[i-1].told == haven.VerdictHealthy && isFall(st.story[i].told)
+	}
+	for i := len(st.story) - 1; i >= 0; i-- {
+		if !fell(i) {
+			continue
+		}
+		falls := 0
+		for k := range i + 1 {
+			if fell(k) && st.story[i].now-st.story[k].now < c.FlapWindow {
+				falls++
+			}
+		}
+		if falls < c.FlapCount {
+			continue
+		}
+		// It was put into quarantine then. Was it ever calm for long enough?
+		for from := i; from < len(st.story); from++ {
+			to := from
+			for to < len(st.story) && st.story[to].told == haven.VerdictHealthy {
+				to++
+			}
+			if to > from && st.story[to-1].now-st.story[from].now >= c.FlapCalm {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }
 
 type situation struct {
@@ -529,6 +622,7 @@ type situation struct {
 	proof                    bool
 	grace                    time.Duration
 	pathsDead                bool
+	wrote                    bool
 	due                      map[haven.HostID]bool
 }
 
@@ -603,7 +697,7 @@ func (d *dumb) verdict(k int, h *Host, s situation) haven.Verdict {
 	switch {
 	case helperLives:
 		return haven.VerdictAgentDown
-	case s.disk == haven.Yes:
+	case s.disk == haven.Yes, s.wrote:
 		return haven.VerdictUnreachable
 	case !helperDead && recently:
 		return haven.VerdictSuspect
@@ -728,7 +822,7 @@ func (d *dumb) chainProves(k int, h *Host, chain []PowerReading, noStore bool, d
 }
 
 // fences works out which failed hosts may be fenced.
-func (d *dumb) fences(r rec, out []dumbVerdict) {
+func (d *dumb) fences(k int, r rec, out []dumbVerdict) {
 	n, down := 0, 0
 	for i, h := range r.in.Hosts {
 		if !h.Configured || h.Role == haven.RoleWitness || h.Maintenance {
@@ -746,9 +840,33 @@ func (d *dumb) fences(r rec, out []dumbVerdict) {
 		}
 	}
 	allowed := max(1, int(d.cfg.MassFailureShare*float64(n)+1e-9))
+	d.over = append(d.over, down > allowed)
+	held := d.massHolds(k)
 	for i, h := range r.in.Hosts {
-		out[i].fence = out[i].verdict == haven.VerdictFailed && down <= allowed && r.in.Self.Master && h.Role != haven.RoleWitness && !h.Maintenance
+		out[i].fence = out[i].verdict == haven.VerdictFailed && out[i].fresh && !held && r.in.Self.Master && h.Role != haven.RoleWitness && !h.Maintenance
 	}
+}
+
+// massHolds says whether more hosts were ever bad than may be, and no long enough
+// time in which a trusted observer saw no more than that has passed since.
+func (d *dumb) massHolds(k int) bool {
+	last := -1
+	for i := range k + 1 {
+		if d.over[i] {
+			last = i
+		}
+	}
+	if last < 0 {
+		return false
+	}
+	for from := last + 1; from <= k; from++ {
+		for to := from; to <= k && d.trust[to]; to++ {
+			if d.hist[to].now-d.hist[from].now >= d.cfg.MassFailureCalm {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // fataler is what both testing and rapid give.
@@ -787,6 +905,9 @@ func checkDumb(t fataler, cfg Config, hist []rec, outs []Output) {
 				t.Fatalf("step %d at %v: power off of %s proved, the dumb one disagrees", k, r.now, j.Host)
 			}
 			// A contradiction may hold the real one back, never urge it on.
+			if j.Flapping != want[i].flapping {
+				t.Fatalf("step %d at %v: %s flapping: %t, the dumb one says %t", k, r.now, j.Host, j.Flapping, want[i].flapping)
+			}
 			if j.MayFence() && !want[i].fence || want[i].fence && !j.MayFence() && j.Hold.Reason != haven.HoldContradiction {
 				t.Fatalf("step %d at %v: %s may be fenced: %t (%v), the dumb one says %t", k, r.now, j.Host, j.MayFence(), j.Hold, want[i].fence)
 			}

@@ -19,7 +19,8 @@ type Machine struct {
 
 	trusted      bool
 	trustedSince time.Duration
-	holds        map[string]time.Duration // since when each cluster-wide hold holds
+	holds        []Hold // the cluster's, as the Step before told them
+	mass         massBrake
 
 	storeSince map[string]time.Duration // since when each store has been usable
 
@@ -36,7 +37,6 @@ func New(cfg Config) (*Machine, error) {
 	return &Machine{
 		cfg:        cfg,
 		hosts:      make(map[haven.HostID]*hostState),
-		holds:      make(map[string]time.Duration),
 		storeSince: make(map[string]time.Duration),
 		vouching:   make(map[haven.HostID]*Observer),
 	}, nil
@@ -62,13 +62,19 @@ type hostState struct {
 	rounds         int
 	roundStart     time.Duration
 
+	failed bool // it was found failed, and nothing showed life since
+	wrote  bool // it was unreachable: see sight.wrote
+
 	left    haven.LeaveReason
 	leftAt  time.Duration
 	verdict haven.Verdict
 	since   time.Duration
 	hold    Hold
 	falls   [maxFlapCount]time.Duration
-	fallen  int // how often it fell; the last ones are in falls
+	fallen  int    // how often it fell; the last ones are in falls
+	calm    moment // since when it has been healthy without a break
+
+	quarantine Hold
 
 	probed moment // when probes were last asked for
 	read   moment // when a power reading was last asked for
@@ -107,13 +113,9 @@ func (m *Machine) Step(now time.Duration, in Input) Output {
 	}
 	m.brake(&v, &in, &out)
 	for i := range in.Hosts {
-		m.settle(&v, &in.Hosts[i], &out.Hosts[i])
+		m.settle(&v, &in.Hosts[i], &out, &out.Hosts[i])
 	}
-	for id, st := range m.hosts {
-		if st.seenAt != m.steps {
-			delete(m.hosts, id)
-		}
-	}
+	m.forget(&out)
 	return out
 }
 
@@ -128,7 +130,7 @@ func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 		if st.boot != "" {
 			st.bootAt = moment{true, s.now}
 		}
-		st.boot = h.Boot
+		st.boot, st.failed = h.Boot, false
 	}
 	if !s.agentFresh {
 		st.alive = moment{}
@@ -144,6 +146,7 @@ func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 		Rounds: st.rounds, RoundsNeeded: m.cfg.Rounds,
 	}
 	s.conclude(j)
+	s.stick(j, newLife)
 	s.want(j)
 	if j.Verdict != haven.VerdictHealthy || j.Verdict != st.verdict || j.Hold.Held() {
 		j.Evidence = s.evidence()
@@ -168,6 +171,9 @@ func (m *Machine) suspect(s *sight) {
 	if !st.suspected {
 		st.rounds = 0
 	}
+	if !st.suspected || s.disk == haven.No {
+		st.wrote = false
+	}
 }
 
 // countRounds completes at most one round. It ends once it lasted long enough
@@ -189,30 +195,17 @@ func (m *Machine) countRounds(s *sight, newLife bool) {
 }
 
 // settle records the verdict after all brakes and fills in what depends on it.
-func (m *Machine) settle(v *view, h *Host, j *Judgement) {
+func (m *Machine) settle(v *view, h *Host, out *Output, j *Judgement) {
 	st := m.hosts[h.ID]
 	j.Changed = j.Verdict != st.verdict
+	fell := j.Changed && st.verdict == haven.VerdictHealthy && isFall(j.Verdict)
 	if j.Changed {
-		if st.verdict == haven.VerdictHealthy && isFall(j.Verdict) {
-			st.falls[st.fallen%maxFlapCount] = v.now
-			st.fallen++
-		}
 		st.verdict, st.since = j.Verdict, v.now
 	}
 	j.Since = st.since
-	if n := m.cfg.FlapCount; st.fallen >= n {
-		j.Flapping = v.now-st.falls[(st.fallen-n)%maxFlapCount] < m.cfg.FlapWindow
-	}
-	if j.Hold.Held() && j.Hold.Reason == st.hold.Reason {
-		j.Hold.Since = st.hold.Since
-	} else {
-		j.Hold.Since = v.now
-	}
-	if !j.Hold.Held() {
-		j.Hold = Hold{}
-	}
-	st.hold = j.Hold
-	j.mayFence = j.Verdict == haven.VerdictFailed && !j.Hold.Held() && v.in.Self.Master
+	m.keep(out, h.ID, &st.hold, &j.Hold, func() string { return endOf(st.hold.Reason, j) })
+	m.quarantine(st, out, j, fell)
+	j.FenceAllowed = j.NoFence == "" && j.Verdict == haven.VerdictFailed
 }
 
 // isFall says whether going from health to v counts for flapping. Leaving on

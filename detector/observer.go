@@ -16,10 +16,10 @@ type view struct {
 	now          time.Duration
 	trusted      bool
 	trustedSince time.Duration
-	distrust     string // why the observer is not trusted
-	outage       string // why the storage counts as failed for everybody
-	grace        string // how long the start-up grace lasts
-	writers      int    // hosts due to write beats
+	distrust     Hold // why the observer is not trusted
+	outage       Hold // why the storage counts as failed for everybody
+	grace        Hold // how long the start-up grace lasts
+	writers      int  // hosts due to write beats
 	// stores are those at least one observer can vouch for while other hosts
 	// write; see usableStores.
 	stores []string
@@ -59,7 +59,7 @@ func (m *Machine) survey(in *Input) view {
 	v.stores = m.stores
 	v.dateStores()
 	v.outage, v.distrust = v.judgeSelf()
-	v.trusted = v.distrust == ""
+	v.trusted = !v.distrust.Held()
 	if v.trusted && !m.trusted {
 		m.trustedSince = m.now
 	}
@@ -76,7 +76,7 @@ func (v *view) recent(at time.Duration) bool {
 // judgeSelf applies the observer rule: the master judges only through paths it
 // can vouch for, its own or those of live agents. If every reader's stores are
 // dead, it is the storage that failed, and not this observer.
-func (v *view) judgeSelf() (outage, distrust string) {
+func (v *view) judgeSelf() (outage, distrust Hold) {
 	self := v.in.Self.Host
 	var own *Observer
 	for i := range v.in.Observers {
@@ -86,13 +86,16 @@ func (v *view) judgeSelf() (outage, distrust string) {
 	}
 	switch {
 	case own == nil || !v.recent(own.At):
-		return "", "nothing is known about this agent's own paths"
+		return Hold{}, newHold(haven.HoldObserver, "nothing is known about this agent's own paths",
+			fmt.Sprintf("its own word must be no older than %s", v.cfg.StaleAfter), "it tells of them again")
 	case own.Majority != haven.Yes:
-		return "", fmt.Sprintf("this agent reaches a majority of the configured hosts: %s", own.Majority)
+		return Hold{}, newHold(haven.HoldObserver, fmt.Sprintf("this agent reaches a majority of the configured hosts: %s", own.Majority),
+			fmt.Sprintf("it must reach more than half of those that are not proved dead, %d of %d", v.majority(), v.living()), "it does")
 	case own.LoopOK != haven.Yes:
-		return "", fmt.Sprintf("this agent's own loop is in time: %s", own.LoopOK)
+		return Hold{}, newHold(haven.HoldObserver, fmt.Sprintf("this agent's own loop is in time: %s", own.LoopOK),
+			"it must be, or it takes its own deafness for the silence of others", "it has been in time for a while")
 	case v.cfg.Stores == 0:
-		return "", ""
+		return Hold{}, Hold{}
 	}
 	dead, readers := 0, 0
 	for _, o := range v.m.vouching {
@@ -103,7 +106,7 @@ func (v *view) judgeSelf() (outage, distrust string) {
 		allDead := true
 		for k := range o.Stores {
 			if o.Stores[k].usableFor(v.severalDue(o.Host)) {
-				return "", ""
+				return Hold{}, Hold{}
 			}
 			allDead = allDead && o.Stores[k].dead()
 		}
@@ -112,10 +115,25 @@ func (v *view) judgeSelf() (outage, distrust string) {
 		}
 	}
 	if dead >= 2 || dead >= 1 && len(own.Stores) == 0 {
-		return fmt.Sprintf("no store works for any reader (%d of %d say it is dead); released when a reader sees its own and another host's beat again", dead, readers), ""
+		return newHold(haven.HoldStorageOutage, fmt.Sprintf("no store works for any reader (%d of %d say that theirs are dead)", dead, readers),
+			"one reader must see its own beat and another host's move", "one does again"), Hold{}
 	}
-	return "", "this agent cannot vouch for any store, and no live agent can do it for it"
+	return Hold{}, newHold(haven.HoldObserver, fmt.Sprintf("this agent cannot vouch for any store, and no live agent can do it for it (of %d readers, %d say that theirs are dead)", readers, dead),
+		"one reader must see its own beat and another host's move", "one does")
 }
+
+// living and majority count the configured hosts that are not proved dead, and
+// how many of them are more than half.
+func (v *view) living() (n int) {
+	for i := range v.in.Hosts {
+		if h := &v.in.Hosts[i]; h.Configured && !h.Proved {
+			n++
+		}
+	}
+	return n
+}
+
+func (v *view) majority() int { return v.living()/2 + 1 }
 
 // severalDue says whether several hosts other than reader are to write beats.
 // With one other writer at most, its silence is not everybody's.
@@ -157,15 +175,16 @@ func (v *view) dateStores() {
 
 // judgeGrace tells whether the start-up grace lasts. A change of master begins
 // none: the new master has watched all along.
-func (v *view) judgeGrace() string {
+func (v *view) judgeGrace() Hold {
 	from := v.in.Self.Started
 	if v.in.Self.ColdStart {
 		from = max(from, v.in.Self.ColdStarted)
 	}
 	if left := from + v.cfg.StartupGrace - v.now; left > 0 {
-		return fmt.Sprintf("no action for another %s after the start", round(left))
+		return newHold(haven.HoldGrace, fmt.Sprintf("the start was %s ago", round(v.now-from)),
+			fmt.Sprintf("no action for the first %s, which is another %s", v.cfg.StartupGrace, round(left)), "that time is over")
 	}
-	return ""
+	return Hold{}
 }
 
 // usableStores are the stores on which stillness of subject's beats means

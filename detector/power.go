@@ -149,7 +149,7 @@ func (s *sight) proofLacks(p row) string {
 	if lacks := s.beatsOld(p.guid); lacks != "" {
 		return lacks
 	}
-	if s.grace != "" {
+	if s.grace.Held() {
 		return "the end of the start-up grace"
 	}
 	return ""

@@ -19,7 +19,7 @@ func coarse() Config {
 	c.BeatInterval, c.StaleAfter = 200*time.Millisecond, 600*time.Millisecond
 	c.PowerEvery, c.ProbeFresh = 400*time.Millisecond, 300*time.Millisecond
 	c.GossipLag, c.OffFresh = 2500*time.Millisecond, 2*time.Second
-	c.StartupGrace = 0
+	c.StartupGrace, c.MassFailureCalm, c.FlapCount, c.FlapCalm = 0, time.Second, 2, 1500*time.Millisecond
 	return c
 }
 

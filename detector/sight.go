@@ -21,6 +21,7 @@ type sight struct {
 	disk        haven.Tri
 	storeless   bool // no beats are to be had of it
 	off         powerSight
+	fresh       bool // this very Step found it failed, all conditions included
 	isolated    haven.Tri
 	seesOthers  haven.Tri
 	stores      []string // on which its stillness would mean something
@@ -370,7 +371,12 @@ func (s *sight) roundDead(start time.Duration) bool {
 // pathsDead says whether beats and disks show no life, as far as they must.
 func (s *sight) pathsDead() bool {
 	if s.storeless {
-		return s.disk == haven.No || s.disk == haven.Unknown && s.cfg.FenceWithoutStore && s.cfg.Stores == 0
+		return s.disk == haven.No || s.disk == haven.Unknown && s.cfg.FenceWithoutStore && s.cfg.Stores == 0 && !s.wrote()
 	}
-	return s.agentBeat == haven.No && s.helperBeat == haven.No && s.disk != haven.Yes
+	return s.agentBeat == haven.No && s.helperBeat == haven.No && s.disk != haven.Yes && !s.wrote()
 }
+
+// wrote says whether the host was unreachable during this suspicion and its
+// disks have not been found idle since. Guests write in bursts: a pause that
+// nobody measured is not the end.
+func (s *sight) wrote() bool { return s.st.wrote && s.disk != haven.No }

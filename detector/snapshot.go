@@ -16,9 +16,17 @@ type Snapshot struct {
 	Now          time.Duration            `json:"now"`
 	Trusted      bool                     `json:"trusted,omitempty"`
 	TrustedSince time.Duration            `json:"trusted_since,omitempty"`
-	Holds        map[string]time.Duration `json:"holds,omitempty"`
+	Holds        []Hold                   `json:"holds,omitempty"` // the cluster's
+	Mass         MassSnapshot             `json:"mass,omitzero"`
 	StoreSince   map[string]time.Duration `json:"store_since,omitempty"`
 	Hosts        []HostSnapshot           `json:"hosts,omitempty"` // in order of their names
+}
+
+// MassSnapshot is what a Machine remembers of its mass-failure brake.
+type MassSnapshot struct {
+	Closed bool           `json:"closed,omitempty"`
+	Shown  bool           `json:"shown,omitempty"` // it has held something back
+	Calm   *time.Duration `json:"calm,omitempty"`
 }
 
 // HostSnapshot is what a Machine remembers of one host. An instant that has not
@@ -44,6 +52,10 @@ type HostSnapshot struct {
 	Verdict        haven.Verdict     `json:"verdict,omitempty"`
 	Since          time.Duration     `json:"since,omitempty"`
 	Hold           Hold              `json:"hold,omitzero"`
+	Failed         bool              `json:"failed,omitempty"` // found failed, and no life since
+	Wrote          bool              `json:"wrote,omitempty"`  // found unreachable, and not idle since
+	Quarantine     Hold              `json:"quarantine,omitzero"`
+	Calm           *time.Duration    `json:"calm,omitempty"`
 	Falls          []time.Duration   `json:"falls,omitempty"`
 	Fallen         int               `json:"fallen,omitempty"`
 	Probed         *time.Duration    `json:"probed,omitempty"`
@@ -55,7 +67,7 @@ type HostSnapshot struct {
 func (m *Machine) Snapshot() Snapshot {
 	s := Snapshot{
 		Now: m.now, Trusted: m.trusted, TrustedSince: m.trustedSince,
-		Holds: maps.Clone(m.holds), StoreSince: maps.Clone(m.storeSince),
+		Holds: slices.Clone(m.holds), Mass: MassSnapshot{m.mass.closed, m.mass.shown, m.mass.calm.copied()}, StoreSince: maps.Clone(m.storeSince),
 		Hosts: make([]HostSnapshot, 0, len(m.hosts)),
 	}
 	for id, st := range m.hosts {
@@ -64,7 +76,7 @@ func (m *Machine) Snapshot() Snapshot {
 			Net: st.net.copied(), Helper: st.helper.copied(), Life: st.life.copied(), Boot: st.boot, BootAt: st.bootAt.copied(),
 			Expected: st.expected, Due: st.due, Alive: st.alive.copied(), Suspected: st.suspected, SuspectedSince: st.suspectedSince,
 			Rounds: st.rounds, RoundStart: st.roundStart, Left: st.left, LeftAt: st.leftAt, Verdict: st.verdict, Since: st.since,
-			Hold: st.hold, Fallen: st.fallen, Probed: st.probed.copied(), Read: st.read.copied(), OffAt: st.offAt.copied(),
+			Hold: st.hold, Failed: st.failed, Wrote: st.wrote, Quarantine: st.quarantine, Calm: st.calm.copied(), Fallen: st.fallen, Probed: st.probed.copied(), Read: st.read.copied(), OffAt: st.offAt.copied(),
 		}
 		if st.fallen > 0 {
 			h.Falls = slices.Clone(st.falls[:min(st.fallen, maxFlapCount)])
@@ -83,7 +95,8 @@ func Restore(cfg Config, s Snapshot) (*Machine, error) {
 		return nil, err
 	}
 	m.now, m.trusted, m.trustedSince = s.Now, s.Trusted, s.TrustedSince
-	maps.Copy(m.holds, s.Holds)
+	m.holds = slices.Clone(s.Holds)
+	m.mass = massBrake{closed: s.Mass.Closed, shown: s.Mass.Shown, calm: momentOf(s.Mass.Calm)}
 	maps.Copy(m.storeSince, s.StoreSince)
 	for _, h := range s.Hosts {
 		st := &hostState{
@@ -91,7 +104,7 @@ func Restore(cfg Config, s Snapshot) (*Machine, error) {
 			net: momentOf(h.Net), helper: momentOf(h.Helper), life: momentOf(h.Life), boot: h.Boot, bootAt: momentOf(h.BootAt),
 			expected: h.Expected, due: h.Due, alive: momentOf(h.Alive), suspected: h.Suspected, suspectedSince: h.SuspectedSince,
 			rounds: h.Rounds, roundStart: h.RoundStart, left: h.Left, leftAt: h.LeftAt, verdict: h.Verdict, since: h.Since,
-			hold: h.Hold, fallen: max(0, h.Fallen), probed: momentOf(h.Probed), read: momentOf(h.Read), offAt: momentOf(h.OffAt),
+			hold: h.Hold, failed: h.Failed, wrote: h.Wrote, quarantine: h.Quarantine, calm: momentOf(h.Calm), fallen: max(0, h.Fallen), probed: momentOf(h.Probed), read: momentOf(h.Read), offAt: momentOf(h.OffAt),
 		}
 		copy(st.falls[:], h.Falls)
 		m.hosts[h.Host] = st

@@ -15,15 +15,15 @@ func (s *sight) conclude(j *Judgement) {
 	j.PowerOff = s.off.proved
 	if s.off.against {
 		j.Distrust = s.off.doubt
-		j.Hold = Hold{Reason: haven.HoldContradiction, Detail: "the BMC says off, and the host shows signs of life; released when either stops, or when the BMC is distrusted"}
+		j.Hold = newHold(haven.HoldContradiction, "the BMC says off, and the host shows signs of life", "", "either stops, or the BMC is distrusted")
 	}
 	switch {
 	case !h.Configured:
 		j.Verdict, j.Why = haven.VerdictUnknown, "not a configured host"
 	case !s.trusted:
-		j.Verdict, j.Why = haven.VerdictUnknown, "no judgement by an observer that cannot trust its own paths: "+s.distrust
+		j.Verdict, j.Why = haven.VerdictUnknown, "no judgement by an observer that cannot trust its own paths: "+s.distrust.Is
 		if !j.Hold.Held() {
-			j.Hold = Hold{Reason: haven.HoldObserver, Detail: s.distrust}
+			j.Hold = s.distrust
 		}
 	case h.Proved && s.provedStands(j):
 	case st.left == haven.LeaveShutdown:
@@ -51,9 +51,7 @@ func (s *sight) conclude(j *Judgement) {
 	}
 	if st.suspected && s.off.lacks != "" && !j.Verdict.Actionable() {
 		j.Missing = append(j.Missing, "for a proof by the BMC: "+s.off.lacks)
-		if s.grace != "" && !j.Hold.Held() {
-			j.Hold = Hold{Reason: haven.HoldGrace, Detail: s.grace}
-		}
+		j.Hold = orHold(j.Hold, s.grace)
 	}
 }
 
@@ -68,7 +66,7 @@ func (s *sight) provedStands(j *Judgement) bool {
 		same = same || !b.Absent && b.Moving == haven.Yes && s.recent(b.ReadAt) && b.Boot != "" && b.Boot == h.Boot
 	}
 	if same {
-		j.Hold = Hold{Reason: haven.HoldContradiction, Detail: "the ledger holds a proof that this boot is over, and it shows signs of life"}
+		j.Hold = newHold(haven.HoldContradiction, "the ledger holds a proof that this boot is over, and it shows signs of life", "", "it shows none any more, or a newer boot registers")
 		return false
 	}
 	j.Verdict, j.Why = haven.VerdictDead, "the ledger holds a proof that its last boot is over; no newer one has registered"
@@ -133,6 +131,9 @@ func (s *sight) concludeSilent(j *Judgement) {
 		j.Verdict, j.Why = haven.VerdictAgentDown, "its agent is dead on every path; its helper or network stack lives"
 	case s.disk == haven.Yes:
 		j.Verdict, j.Why = haven.VerdictUnreachable, "no network, no beat, but its VMs' disks change"
+	case s.wrote():
+		j.Verdict, j.Why = haven.VerdictUnreachable, "no network, no beat; its VMs' disks changed long after both were gone, and are not known to be idle now"
+		j.Missing = append(j.Missing, "idle disks")
 	case helper == haven.Unknown && st.helper.within(s.now, s.cfg.Silence):
 		j.Verdict, j.Why = haven.VerdictSuspect, s.silentWhy()
 		j.Missing = append(j.Missing, fmt.Sprintf("helper and network stack silent for %s of %s", round(s.now-st.helper.at), s.cfg.Silence))
@@ -141,7 +142,8 @@ func (s *sight) concludeSilent(j *Judgement) {
 		j.Missing = append(j.Missing, "the helper's silence, by a neighbour's probe and by its beat")
 	case s.storeless && !s.pathsDead():
 		j.Verdict, j.Why = haven.VerdictUnknown, "silent, no store, and of its disks nothing is known"
-		j.Hold = s.orHold(j.Hold, haven.HoldNeedsOperator, "without a store a host is failed only if its disks are explicitly idle; released by evidence of its disks, by a power-off reading, by an operator who confirms by name, or by fence_without_store")
+		j.Hold = orHold(j.Hold, newHold(haven.HoldNeedsOperator, "it writes no beats, and of its disks nothing is known", "without a store a host is failed only if its disks are explicitly idle",
+			"there is evidence of its disks or a proof by its BMC, an operator confirms by name, or fence_without_store is set"))
 		j.Missing = append(j.Missing, "idle disks")
 	default:
 		s.concludeRounds(j)
@@ -152,9 +154,9 @@ func (s *sight) concludeSilent(j *Judgement) {
 func (s *sight) concludeBlind(j *Judgement) {
 	j.Verdict, j.Why = haven.VerdictUnknown, "no network to it; of its beat nothing is known"
 	j.Missing = append(j.Missing, "its beat's stillness on a store whose reader can vouch for it")
-	if s.outage != "" {
+	if s.outage.Held() {
 		j.Why = "no network to it, and no store works for any reader"
-		j.Hold = s.orHold(j.Hold, haven.HoldStorageOutage, s.outage)
+		j.Hold = orHold(j.Hold, s.outage)
 	}
 }
 
@@ -177,24 +179,16 @@ func (s *sight) concludeRounds(j *Judgement) {
 	if lacking {
 		return
 	}
-	if s.grace != "" {
+	if s.grace.Held() {
 		j.Missing = append(j.Missing, "the end of the start-up grace")
-		j.Hold = s.orHold(j.Hold, haven.HoldGrace, s.grace)
+		j.Hold = orHold(j.Hold, s.grace)
 		return
 	}
-	j.Verdict = haven.VerdictFailed
+	j.Verdict, s.fresh = haven.VerdictFailed, true
 	j.Why = fmt.Sprintf("dead on every path for %s and %d rounds; power %s", round(silent), st.rounds, s.off.state)
 	if s.off.state != haven.PowerOn {
 		j.Why += ": proof missing"
 	}
-}
-
-// orHold returns h, or a hold for reason if h holds nothing.
-func (s *sight) orHold(h Hold, reason, detail string) Hold {
-	if h.Held() {
-		return h
-	}
-	return Hold{Reason: reason, Detail: detail}
 }
 
 func (s *sight) lackNetwork(j *Judgement) {
@@ -208,76 +202,4 @@ func (s *sight) lackNetwork(j *Judgement) {
 
 func (s *sight) silentWhy() string {
 	return fmt.Sprintf("no report and no answer from its agent, silent for %s", round(s.now-s.silentSince(s.st.net)))
-}
-
-// bad says whether the verdict counts for the mass-failure brake. A host that
-// is down and proved dead counts as well, so that a slow cascade does.
-func bad(h *Host, j *Judgement) bool {
-	switch j.Verdict {
-	case haven.VerdictSuspect, haven.VerdictIsolated, haven.VerdictPartitioned,
-		haven.VerdictUnreachable, haven.VerdictFailed, haven.VerdictDead:
-		return true
-	case haven.VerdictUnknown:
-		return j.Suspected || h.Proved
-	case haven.VerdictHealthy, haven.VerdictStorageLost, haven.VerdictStopped,
-		haven.VerdictShutdown, haven.VerdictAgentDown:
-	}
-	return false
-}
-
-// counted says whether the mass-failure brake looks at the host at all.
-func counted(h *Host) bool {
-	return h.Configured && h.Role != haven.RoleWitness && !h.Maintenance
-}
-
-// brake applies what looks at all hosts at once.
-func (m *Machine) brake(v *view, in *Input, out *Output) {
-	for i := range in.Hosts {
-		if counted(&in.Hosts[i]) {
-			out.Counted++
-			if bad(&in.Hosts[i], &out.Hosts[i]) {
-				out.Bad++
-			}
-		}
-	}
-	out.Allowed = m.cfg.MassFailureAllowed(out.Counted)
-	mass, held := "", false
-	if out.Bad > out.Allowed {
-		mass = fmt.Sprintf("%d of %d hypervisors are bad at once, %d may be; released when no more are, or when an operator puts hosts that are known to be down in maintenance", out.Bad, out.Counted, out.Allowed)
-	}
-	for i := range in.Hosts {
-		h, j := &in.Hosts[i], &out.Hosts[i]
-		if j.Verdict != haven.VerdictFailed || j.Hold.Held() {
-			continue
-		}
-		switch {
-		case h.Role == haven.RoleWitness:
-			j.Hold = Hold{Reason: haven.HoldActionNone, Detail: "a witness runs no VMs: there is nothing to fence it for"}
-		case h.Maintenance:
-			j.Hold = Hold{Reason: haven.HoldActionNone, Detail: "the host is in maintenance; released when that ends"}
-		case mass != "":
-			j.Hold, held = Hold{Reason: haven.HoldMassFailure, Detail: mass}, true
-		}
-	}
-	if !held {
-		mass = "" // A brake that holds nothing back is no hold.
-	}
-	for _, h := range [...]Hold{
-		{Reason: haven.HoldGrace, Detail: v.grace},
-		{Reason: haven.HoldMassFailure, Detail: mass},
-		{Reason: haven.HoldObserver, Detail: v.distrust},
-		{Reason: haven.HoldStorageOutage, Detail: v.outage},
-	} {
-		if h.Detail == "" {
-			delete(m.holds, h.Reason)
-			continue
-		}
-		since, held := m.holds[h.Reason]
-		if !held {
-			since = m.now
-			m.holds[h.Reason] = since
-		}
-		h.Since = since
-		out.Holds = append(out.Holds, h)
-	}
 }
