@@ -33,6 +33,7 @@ var ranks = map[string]int{
 	// Adapters are named after what they adapt.
 	"fencing/ipmi": 4, "fencing/ipmi/ipmitest": 3, "fencing/redfish": 4, "fencing/command": 4, "fencing/watchdog": 4,
 	"vmrestart/libvirt": 4, "storagebeat/storetest": 4, "storagebeat/block": 4,
+	"internal/diskwatch": 4, // it reads through storagebeat's child processes
 
 	// The kinds of stores that a program is built with.
 	"internal/stores": 5,

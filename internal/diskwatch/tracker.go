@@ -164,7 +164,7 @@ func (t *Tracker) Look(now time.Duration) Sight {
 
 // active says whether a change was found lately.
 func (t *Tracker) active(f *file, now time.Duration) bool {
-	return f.changed && f.changedAt <= now && now-f.changedAt < t.cfg.Idle
+	return f.changed && now-f.changedAt < t.cfg.Idle
 }
 
 func (t *Tracker) sawChange(at time.Duration, f *file) Sight {
