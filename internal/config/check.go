@@ -147,6 +147,9 @@ func (k *checker) detection() {
 	k.atLeast("detection.round_interval", d.RoundInterval,
 		"detection.probe_timeout: each round needs answers of its own",
 		d.ProbeTimeout, "detection.probe_timeout")
+	if d.DiskIdle < diskIdle {
+		k.warn(fmt.Sprintf("guests keep writes back for up to %s: one that writes little may look idle", diskIdle), "raise it", "detection.disk_idle")
+	}
 }
 
 func (k *checker) helper() {

@@ -117,6 +117,8 @@ type Detection struct {
 	OffReadingGap    time.Duration
 	StartUpGrace     time.Duration
 	MassFailureShare float64 // of the hypervisors, 0.05 to 1
+	DiskIdle         time.Duration
+	DiskRepeats      int
 }
 
 // Fencing holds the cluster-wide fence settings.

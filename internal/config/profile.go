@@ -32,6 +32,7 @@ func Default(p Profile) *Config {
 		Helper:  Helper{Port: helperPort},
 		Detection: Detection{
 			Profile: p, ProbeCount: 3, OffReadings: 2, MassFailureShare: 0.5,
+			DiskIdle: diskIdle, DiskRepeats: 3,
 		},
 		Fencing: Fencing{
 			Action:        haven.ActionOff,
@@ -46,6 +47,11 @@ func Default(p Profile) *Config {
 	c.setTimes(p)
 	return c
 }
+
+// diskIdle is the most that a Linux guest keeps a write to itself: 30 s of age and
+// 5 s between two rounds of write-back. That is so whatever the cache mode of the
+// disk is.
+const diskIdle = 35 * time.Second
 
 const (
 	helperPort      = 8443 // of CloudStack's KVM HA helper, with TLS
