@@ -33,6 +33,7 @@ var ranks = map[string]int{
 	// Adapters are named after what they adapt.
 	"fencing/ipmi": 4, "fencing/ipmi/ipmitest": 3, "fencing/redfish": 4, "fencing/command": 4, "fencing/watchdog": 4,
 	"vmrestart/libvirt": 4, "storagebeat/storetest": 4, "storagebeat/block": 4,
+	"storagebeat/rados": 4, "storagebeat/rados/cephtest": 3,
 	"internal/diskwatch": 4, // it reads through storagebeat's child processes
 
 	// The kinds of stores that a program is built with.
@@ -73,7 +74,8 @@ var owners = map[string][]string{
 	"libvirt.org/go/libvirtxml":               {"vmrestart/libvirt"},
 	"github.com/bougou/go-ipmi":               {"fencing/ipmi", "fencing/ipmi/ipmitest", "test/lab/gobmc"}, // driver; boards to try it on
 	"go.yaml.in/yaml/v4":                      {"internal/config"},
-	"github.com/spf13":                        {"internal/cli"}, // cobra and its flags
+	"github.com/spf13":                        {"internal/cli"},      // cobra and its flags
+	"github.com/ceph/go-ceph":                 {"storagebeat/rados"}, // with the tag ceph
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},
@@ -129,12 +131,14 @@ func thirdParty(path string) bool {
 
 func within(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }
 
-// list asks the go tool for packages, with the lab's build tag, so that no
-// file is overlooked.
+// list asks the go tool for packages, with the build tags of the lab and of Ceph,
+// so that no file is overlooked. It has to parse only, so cgo may be on where there
+// is no C compiler.
 func list(t *testing.T, patterns ...string) []pkg {
 	t.Helper()
-	args := append([]string{"list", "-tags=lab", "-json=ImportPath,Name,Imports,TestImports,XTestImports,Deps,Module"}, patterns...)
+	args := append([]string{"list", "-tags=lab,ceph", "-json=ImportPath,Name,Imports,TestImports,XTestImports,Deps,Module"}, patterns...)
 	cmd := exec.CommandContext(t.Context(), "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -15,7 +15,8 @@ import (
 
 var (
 	// ErrTimeout is returned when an operation missed its deadline. Its child
-	// was killed and left; a write may still arrive.
+	// was killed and left, unless the backend gave up by itself; a write may
+	// still arrive.
 	ErrTimeout = errors.New("storage did not answer in time")
 	// ErrStuck is returned when the child of an earlier operation still hangs
 	// in the kernel, so that there is no new one yet.

@@ -64,7 +64,7 @@ func (e *codeError) Unwrap() error { return e.is }
 func coded() map[string]error {
 	return map[string]error{
 		"blank": ErrBlank, "torn": ErrTorn, "foreign": ErrForeign, "version": ErrVersion,
-		"no-identity": ErrNoIdentity, "not-empty": ErrNotEmpty, "not-plain": blockio.ErrNotPlain,
+		"no-identity": ErrNoIdentity, "not-empty": ErrNotEmpty, "not-plain": blockio.ErrNotPlain, "timeout": ErrTimeout,
 	}
 }
 

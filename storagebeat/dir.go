@@ -126,7 +126,7 @@ func readIdentity(path string) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("read identity: %w", err)
 	}
-	return decodeIdentity(b)
+	return DecodeIdentity(b)
 }
 
 // list returns the names in the directory of beats, sorted.

@@ -93,7 +93,7 @@ func TestDirWithoutItsIdentityIsNoStore(t *testing.T) {
 		}, ErrNoIdentity},
 		{"the identity was deleted", func(t *testing.T, path string) { remove(t, filepath.Join(path, identityName)) }, ErrNoIdentity},
 		{"another cluster's", func(t *testing.T, path string) {
-			text, err := encodeIdentity(Identity{ID: testStore(3), Cluster: "lab"})
+			text, err := EncodeIdentity(Identity{ID: testStore(3), Cluster: "lab"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -511,7 +511,7 @@ func TestInit(t *testing.T) {
 	t.Run("an identity is never written over by accident", func(t *testing.T) {
 		path, id := makeStore(t, "prod")
 		other := Identity{ID: testStore(5), Cluster: "prod"}
-		text, err := encodeIdentity(other)
+		text, err := EncodeIdentity(other)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -583,22 +583,22 @@ func TestCheck(t *testing.T) {
 }
 
 func FuzzIdentity(f *testing.F) {
-	text, err := encodeIdentity(Identity{ID: testStore(1), Cluster: "prod-a"})
+	text, err := EncodeIdentity(Identity{ID: testStore(1), Cluster: "prod-a"})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(text)
 	f.Add([]byte(`{"magic":"haven-store","format":1,"id":"","cluster":""}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		id, err := decodeIdentity(b)
+		id, err := DecodeIdentity(b)
 		if err != nil {
 			return
 		}
-		text, err := encodeIdentity(id)
+		text, err := EncodeIdentity(id)
 		if err != nil {
 			t.Fatalf("decoded %v, which cannot be: %v", id, err)
 		}
-		if again, err := decodeIdentity(text); err != nil || again != id {
+		if again, err := DecodeIdentity(text); err != nil || again != id {
 			t.Fatalf("%v became %v, %v", id, again, err)
 		}
 	})

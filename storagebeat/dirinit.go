@@ -20,7 +20,7 @@ func initStore(path string, opt InitOptions) (Identity, error) {
 	if _, err := rand.Read(id.ID[:]); err != nil {
 		return Identity{}, err
 	}
-	text, err := encodeIdentity(id)
+	text, err := EncodeIdentity(id)
 	if err != nil {
 		return Identity{}, err
 	}

@@ -45,7 +45,8 @@ func (id Identity) check() error {
 	return nil
 }
 
-func encodeIdentity(id Identity) ([]byte, error) {
+// EncodeIdentity writes an identity as text, of at most 4096 octets.
+func EncodeIdentity(id Identity) ([]byte, error) {
 	if err := id.check(); err != nil {
 		return nil, err
 	}
@@ -53,8 +54,9 @@ func encodeIdentity(id Identity) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// decodeIdentity returns ErrForeign for anything that encodeIdentity would not write.
-func decodeIdentity(b []byte) (Identity, error) {
+// DecodeIdentity reads what EncodeIdentity wrote. It returns ErrForeign for anything
+// that it would not have written.
+func DecodeIdentity(b []byte) (Identity, error) {
 	var f identityFile
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
