@@ -22,7 +22,7 @@ import (
 var ranks = map[string]int{
 	"": 0, // the shared nouns
 
-	"internal/blockio": 1, "internal/config": 1, "internal/ledger": 1, "internal/netx": 1,
+	"internal/blockio": 1, "internal/config": 1, "internal/icmp": 1, "internal/isolation": 1, "internal/logind": 1, "internal/ledger": 1, "internal/netx": 1,
 	"internal/notify": 1, "internal/obs": 1, "internal/pki": 1,
 
 	"internal/tlsmux": 2,

@@ -147,6 +147,14 @@ func (k *checker) detection() {
 	k.atLeast("detection.round_interval", d.RoundInterval,
 		"detection.probe_timeout: each round needs answers of its own",
 		d.ProbeTimeout, "detection.probe_timeout")
+	for i, addr := range d.IsolationAddresses {
+		for _, id := range k.c.HostIDs() {
+			if k.c.Hosts[id].Address == addr {
+				k.wrong(fmt.Sprintf("%s is host %s: that it answers says nothing new", addr, id),
+					"name a machine that is no host of the cluster, such as a gateway or a switch", fmt.Sprintf("detection.isolation_addresses.%d", i))
+			}
+		}
+	}
 	if d.DiskIdle < diskIdle {
 		k.warn(fmt.Sprintf("guests keep writes back for up to %s: one that writes little may look idle", diskIdle), "raise it", "detection.disk_idle")
 	}

@@ -117,8 +117,11 @@ type Detection struct {
 	OffReadingGap    time.Duration
 	StartUpGrace     time.Duration
 	MassFailureShare float64 // of the hypervisors, 0.05 to 1
-	DiskIdle         time.Duration
-	DiskRepeats      int
+	// IsolationAddresses are what an agent pings that sees nobody; none means the
+	// gateways of its default routes.
+	IsolationAddresses []netip.Addr
+	DiskIdle           time.Duration
+	DiskRepeats        int
 }
 
 // Fencing holds the cluster-wide fence settings.

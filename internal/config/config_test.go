@@ -105,7 +105,7 @@ func TestProfilesAreConsistent(t *testing.T) {
 		t.Run(string(p), func(t *testing.T) {
 			c := load(t, small+"detection: {profile: "+string(p)+"}\n")
 			want := Default(p)
-			if c.Detection != want.Detection || c.Raft != want.Raft || c.Heartbeat.StaleAfter != want.Heartbeat.StaleAfter || c.Gossip.ProbeInterval != want.Gossip.ProbeInterval {
+			if !reflect.DeepEqual(c.Detection, want.Detection) || c.Raft != want.Raft || c.Heartbeat.StaleAfter != want.Heartbeat.StaleAfter || c.Gossip.ProbeInterval != want.Gossip.ProbeInterval {
 				t.Errorf("the profile's times were not taken over")
 			}
 			// Values of the design that no profile may undercut.

@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	maxHosts   = 200 // the largest gossip cluster that was simulated
-	maxStores  = 8   // each is a child process on every host
-	maxDevices = 8   // per host
+	maxHosts  = 200 // the largest gossip cluster that was simulated
+	maxStores = 8   // each is a child process on every host
+	// maxIsolationAddresses are pinged all at once, each second, while nobody is seen.
+	maxIsolationAddresses = 8
+	maxDevices            = 8 // per host
 )
 
 // keys returns the fields of the whole file with c as their destination. This
@@ -124,6 +126,7 @@ func (d *Detection) keys() []field {
 		integer("off_readings", &d.OffReadings, 2, 10, "Number of consecutive readings of power off, each in a session of its own, that prove a host dead."),
 		duration("off_reading_gap", &d.OffReadingGap, 300*time.Millisecond, 30*time.Second, "Least time between two such readings."),
 		duration("start_up_grace", &d.StartUpGrace, 0, time.Hour, "Time after the start of an agent during which, as master, it judges nobody, so that hosts that start together are not taken for dead. A change of master does not start it anew."),
+		addresses("isolation_addresses", &d.IsolationAddresses, maxIsolationAddresses, "What an agent pings that sees no other host. When one of them answers, the agent is cut off from its peers only; when none does, it is isolated, and says so in its beat. Empty means the gateways of its default routes. Name machines that answer pings all the time and are no hosts of the cluster."),
 		fraction("mass_failure_share", &d.MassFailureShare, 0.05, 1, "When more than this share of the hypervisors is bad at once, nobody is fenced and an alarm is raised: the fault is more likely to be in what they share. It must leave room for one host."),
 		duration("disk_idle", &d.DiskIdle, 5*time.Second, 10*time.Minute, "Time for which a neighbour must find all disks of a suspect's VMs unchanged before they are idle; and time for which a change that it found counts as activity. Guests keep writes back for up to 35 s. More than what a file system with an attribute cache of its own, such as Gluster, caches."),
 		integer("disk_repeats", &d.DiskRepeats, 1, 100, "Number of consecutive readings, one each second, that must repeat the first one before disks are idle."),

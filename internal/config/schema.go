@@ -321,6 +321,38 @@ func address(key string, dst *netip.Addr, doc string) field {
 	}
 }
 
+// addresses is a list of addresses, each of them once.
+func addresses(key string, dst *[]netip.Addr, most int, doc string) field {
+	const advice = "write a list of addresses: [10.0.0.1, 10.0.0.2]"
+	return field{
+		name: key, kind: "list of IP addresses", limits: fmt.Sprintf("at most %d, no names", most), doc: doc,
+		set: func(d *decoder, path string, n *yaml.Node) {
+			if !d.isKind(path, n, yaml.SequenceNode, "a list of addresses", advice) {
+				return
+			}
+			if len(n.Content) > most {
+				d.bad(n, path, fmt.Sprintf("has %d entries", len(n.Content)), fmt.Sprintf("keep at most %d", most))
+				return
+			}
+			var all []netip.Addr
+			for i, item := range n.Content {
+				var addr netip.Addr
+				at := fmt.Sprintf("%s.%d", path, i)
+				d.src.at[at] = pos{item.Line, item.Column}
+				address(key, &addr, doc).set(d, at, item)
+				switch {
+				case !addr.IsValid(): // It was told.
+				case slices.Contains(all, addr):
+					d.bad(item, at, addr.String()+" is in the list twice", "name each address once")
+				default:
+					all = append(all, addr)
+				}
+			}
+			*dst = all
+		},
+	}
+}
+
 // levels is the fence ladder: a list of lists of device names.
 func levels(key string, dst *[][]string, doc string) field {
 	const advice = "write a list of levels, each a list of device names: [[bmc]] or [[psu-a, psu-b], [bmc]]"
