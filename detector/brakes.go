@@ -170,9 +170,10 @@ func orHold(h, other Hold) Hold {
 }
 
 // keep dates the hold that stands now by the one that was told before, tells
-// the end of that one if it ended, and remembers the new one.
+// the end of that one if it ended, and remembers the new one. The observer's hold
+// is on all hosts at once: its end is told once, as the cluster's.
 func (m *Machine) keep(out *Output, host haven.HostID, was, is *Hold, why func() string) {
-	if was.Held() && was.Reason != is.Reason {
+	if was.Held() && was.Reason != is.Reason && was.Reason != haven.HoldObserver {
 		m.end(out, host, *was, why())
 	}
 	m.date(*was, is)
@@ -198,8 +199,6 @@ func (m *Machine) date(was Hold, is *Hold) {
 	switch is.Reason {
 	case haven.HoldActionNone:
 		return // An operator asked for it.
-	case haven.HoldContradiction:
-		limit = 0
 	case haven.HoldGrace:
 		limit = max(limit, m.cfg.StartupGrace)
 	case haven.HoldFlapping:
@@ -220,7 +219,7 @@ func endOf(reason string, j *Judgement) string {
 	case reason == haven.HoldGrace:
 		return "the start-up grace is over"
 	}
-	return "what held is no longer so"
+	return fmt.Sprintf("what held is no longer so; the host is %s: %s", j.Verdict, j.Why)
 }
 
 // endOfCluster says why a cluster-wide hold ended.

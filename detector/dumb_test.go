@@ -214,7 +214,7 @@ func lives(r rec, h *Host) []life {
 	}
 	for _, x := range h.Disks {
 		if x.Active == haven.Yes && x.At <= r.now {
-			add(x.At, "other")
+			add(x.At-max(x.Quiet, 0), "other")
 		}
 	}
 	if h.Gossip.State == GossipAlive && h.Gossip.Since <= r.now {

@@ -57,7 +57,7 @@ func evidenceOf(now time.Duration, self haven.HostID, expected bool, h *Host, ob
 	}
 	for i := range h.Disks {
 		d := &h.Disks[i]
-		add(haven.Evidence{Kind: haven.EvidenceDisk, Observer: d.Observer, Value: d.Active, Detail: fmt.Sprintf("over %s", round(d.Span))}, d.At)
+		add(haven.Evidence{Kind: haven.EvidenceDisk, Observer: d.Observer, Value: d.Active, Detail: d.detail()}, d.At-max(0, d.Quiet))
 	}
 	for i := max(0, len(h.Power)-powerListed); i < len(h.Power); i++ {
 		add(powerEvidence(&h.Power[i]), h.Power[i].Finished)
@@ -73,6 +73,14 @@ func evidenceOf(now time.Duration, self haven.HostID, expected bool, h *Host, ob
 		}
 	}
 	return list
+}
+
+// detail is the observer's reason, or at least how long it looked.
+func (d *Disk) detail() string {
+	if d.Why != "" {
+		return d.Why
+	}
+	return fmt.Sprintf("over %s", round(d.Span))
 }
 
 // appendBeat dates a beat by its last change: that is what its age means.

@@ -217,11 +217,16 @@ type Beat struct {
 // Disk is what one observer sees of the disks of the host's VMs.
 type Disk struct {
 	Observer haven.HostID `json:"observer,omitzero"`
-	// Active is Yes if any disk changed between two readings of the observer,
-	// No if all were explicitly idle for long enough, Unknown otherwise.
+	// Active is Yes if any disk changed between two readings of the observer not
+	// longer ago than a disk must be still to be idle, No if all were explicitly
+	// idle for that long, Unknown otherwise.
 	Active haven.Tri     `json:"active,omitzero"`
 	At     time.Duration `json:"at,omitzero"`   // when the latest of the readings ended
 	Span   time.Duration `json:"span,omitzero"` // how long the readings span
+	// Quiet is how long before At a change was last found, with Active Yes: that,
+	// and not At, is the sign of life.
+	Quiet time.Duration `json:"quiet,omitzero"`
+	Why   string        `json:"why,omitzero"` // the observer's reason in one line
 }
 
 // PowerReading is one answer of a host's BMC, or the lack of one.

@@ -204,6 +204,7 @@ func (m *Machine) settle(v *view, h *Host, out *Output, j *Judgement) {
 	}
 	j.Since = st.since
 	m.keep(out, h.ID, &st.hold, &j.Hold, func() string { return endOf(st.hold.Reason, j) })
+	j.Hold.Alarm = j.Hold.Alarm || j.Distrust
 	m.quarantine(st, out, j, fell)
 	j.FenceAllowed = j.NoFence == "" && j.Verdict == haven.VerdictFailed
 }

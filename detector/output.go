@@ -37,9 +37,10 @@ type Hold struct {
 
 	Since time.Duration `json:"since,omitzero"`
 	Age   time.Duration `json:"age,omitzero"` // how long it has held
-	// Alarm says that people should look: it has held for Config.HoldAlarm, which
-	// the start-up grace may do for its whole length, or it is a contradiction.
-	// What an operator asked for (action-none) is never an alarm.
+	// Alarm says that people should look: it has held for Config.HoldAlarm. The
+	// start-up grace may last its whole length, and a quarantine FlapCalm more. A
+	// BMC that contradicts a live boot is an alarm at once; what an operator asked
+	// for (action-none) never is.
 	Alarm bool `json:"alarm,omitzero"`
 }
 

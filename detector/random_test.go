@@ -146,6 +146,9 @@ func (h *history) host(id haven.HostID) Host {
 		d.Active = haven.No
 	}
 	d.Active = h.tri(d.Active)
+	if h.r.IntN(4) == 0 {
+		d.Quiet = time.Duration(h.r.IntN(12000)-1000) * time.Millisecond
+	}
 	e.Disks = append(e.Disks, d)
 	if !alive || h.odd() {
 		h.ask(id, how)

@@ -83,6 +83,18 @@ func (p *player) play(f []string) string {
 		return fmt.Sprintf("  %d probes, %d BMC readings\n", p.w.probes, p.w.reads)
 	case "lag":
 		p.w.lag = f[1] == "on"
+	case "mumble":
+		p.w.mumbles = f[1] == "on"
+	case "stall": // self's process is stopped; its loop knows that afterwards
+		self := p.w.host(p.w.self)
+		self.hung, p.w.stalled = true, true
+		for end := p.w.now + p.duration(f[1]); p.w.now < end; {
+			p.w.step()
+		}
+		self.hung, p.w.stalled, p.w.lag = false, false, true
+		out := p.run(2 * time.Second)
+		p.w.lag = false
+		return out
 	case "elect":
 		p.w.master, p.w.since, p.w.leader = true, p.w.now, p.w.self
 	case "hang-store", "free-store":
@@ -135,6 +147,17 @@ func (p *player) cluster(f []string) {
 			w.cfg.StartupGrace = p.duration(v)
 		case k == "fence_without_store":
 			w.cfg.FenceWithoutStore = v == "true"
+		case k == "flap_calm":
+			w.cfg.FlapCalm = p.duration(v)
+		case k == "flap_window":
+			w.cfg.FlapWindow = p.duration(v)
+		case k == "cold":
+			w.cold = v == "true"
+		case k == "down":
+			for id := range strings.SplitSeq(v, ",") {
+				h := w.host(haven.HostID(id))
+				h.power, h.agent, h.helper, h.gossip.State = false, false, false, GossipDead
+			}
 		case k == "leader":
 			w.leader, w.master = haven.HostID(v), false
 		case k == "profile" && v == "fast":
@@ -192,11 +215,23 @@ func (p *player) change(h *worldHost, f []string) {
 			h.group = 1
 		}
 	case "heal":
-		h.group, h.isolated = 0, false
+		h.group, h.isolated, h.deaf, h.unheard = 0, false, false, false
 	case "isolated":
 		h.isolated = true
 	case "mute":
 		h.mute = true
+	case "unmute":
+		h.mute = false
+	case "sigstop":
+		h.agent = false
+	case "sigcont":
+		h.agent = true
+	case "libvirt-hang":
+		h.silent = true
+	case "deafen":
+		h.deaf, h.isolated = true, true
+	case "unheard":
+		h.unheard = true
 	case "idle":
 		h.writing = false
 	case "maintenance":
@@ -204,7 +239,7 @@ func (p *player) change(h *worldHost, f []string) {
 	case "proved":
 		h.proved = true
 	case "bmc":
-		h.bmc = strings.TrimPrefix(f[2], "real")
+		h.bmc = strings.TrimPrefix(f[2], "real") // "real" tells the truth
 	case "distrust":
 		h.distrust = true
 	case "guid":
@@ -234,7 +269,7 @@ func (p *player) run(d time.Duration) string {
 		p.w.step()
 		holds := []string{}
 		for _, h := range p.w.out.Holds {
-			holds = append(holds, h.Reason)
+			holds = append(holds, h.Reason+alarm(h))
 		}
 		if s := strings.Join(holds, " "); s != p.holds {
 			p.holds = s
@@ -243,20 +278,34 @@ func (p *player) run(d time.Duration) string {
 		for i := range p.w.out.Hosts {
 			p.line(&b, &p.w.out.Hosts[i])
 		}
+		for _, e := range p.w.out.Ended {
+			who := "cluster"
+			if e.Host != "" {
+				who = string(e.Host)
+			}
+			fmt.Fprintf(&b, "  %6.1fs %s: hold %s ended after %s: %s\n", e.At.Seconds(), who, e.Hold.Reason, e.At-e.Hold.Since, e.Why)
+		}
 	}
 	return b.String()
+}
+
+func alarm(h Hold) string {
+	if h.Alarm {
+		return " ALARM"
+	}
+	return ""
 }
 
 func (p *player) line(b *strings.Builder, j *Judgement) {
 	s := string(j.Verdict)
 	if j.Hold.Held() {
-		s += " held:" + j.Hold.Reason
+		s += " held:" + j.Hold.Reason + alarm(j.Hold)
 	}
 	if j.Distrust {
 		s += " distrust-bmc"
 	}
 	if j.Flapping {
-		s += " flapping"
+		s += " flapping" + alarm(j.Quarantine)
 	}
 	if j.MayFence() {
 		s += " may-fence"
@@ -278,6 +327,12 @@ func (p *player) explain(id haven.HostID) string {
 			}
 			if j.Hold.Held() {
 				fmt.Fprintf(&b, "  hold since %.1fs: %s\n", j.Hold.Since.Seconds(), j.Hold.Detail)
+			}
+			if j.Quarantine.Held() {
+				fmt.Fprintf(&b, "  quarantine since %.1fs, until %.1fs: %s\n", j.Quarantine.Since.Seconds(), j.QuarantineUntil.Seconds(), j.Quarantine.Detail)
+			}
+			if j.NoFence != "" {
+				fmt.Fprintf(&b, "  no fence: %s\n", j.NoFence)
 			}
 			for _, e := range j.Evidence {
 				fmt.Fprintf(&b, "  %s\n", e)

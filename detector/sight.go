@@ -92,7 +92,7 @@ func (s *sight) remember() bool {
 	agentBeat := s.rememberBeats(live)
 	for i := range s.h.Disks {
 		if d := &s.h.Disks[i]; d.Active == haven.Yes && d.At <= s.now {
-			live(nil, d.At)
+			live(nil, d.At-max(0, d.Quiet))
 		}
 	}
 	s.rememberLeave(agent, agentBeat)

@@ -30,6 +30,8 @@ type world struct {
 	out     Output
 	trace   []rec // what the machine was told, for the dumb one
 	tamper  func(*Input)
+	stalled bool // self's process does not run: nobody judges
+	mumbles bool // self does not tell of its own paths
 	probes  int
 	reads   int
 }
@@ -53,6 +55,9 @@ type worldHost struct {
 	distrust  bool
 	guid      haven.Tri
 	mute      bool // answers probes, but reports do not arrive
+	deaf      bool // no packet reaches it
+	unheard   bool // no packet of it reaches anybody
+	silent    bool // its helper runs and does not answer, as libvirtd hangs
 	left      haven.LeaveReason
 
 	report Report
@@ -89,6 +94,11 @@ func newWorld(cfg Config, self haven.HostID, ids ...haven.HostID) *world {
 	return w
 }
 
+// reaches says whether two hosts can speak with one another.
+func (h *worldHost) reaches(o *worldHost) bool {
+	return h == o || h.group == o.group && !h.oneWay() && !o.oneWay()
+}
+
 func (w *world) host(id haven.HostID) *worldHost {
 	for _, h := range w.hosts {
 		if h.id == id {
@@ -100,7 +110,7 @@ func (w *world) host(id haven.HostID) *worldHost {
 
 func (h *worldHost) runs() bool                 { return h.power && !h.hung }
 func (h *worldHost) agentRuns() bool            { return h.runs() && h.agent }
-func (h *worldHost) reaches(o *worldHost) bool  { return h.group == o.group }
+func (h *worldHost) oneWay() bool               { return h.deaf || h.unheard }
 func (s *worldStore) works(h haven.HostID) bool { return !s.hung[""] && !s.hung[h] }
 func bootID(n int) haven.BootID                 { return haven.BootID(fmt.Sprintf("boot-%d", n)) }
 
@@ -124,6 +134,9 @@ func (w *world) step() {
 	}
 	for _, r := range w.hosts {
 		w.readBeats(r)
+	}
+	if w.stalled {
+		return
 	}
 	in := w.input()
 	if w.tamper != nil {
@@ -248,16 +261,23 @@ func (b *Beat) setSeq(n int)      { b.Interval = time.Duration(n) }
 func (w *world) input() Input {
 	in := Input{Self: Self{Host: w.self, Master: w.master, MasterSince: w.since, ColdStart: w.cold}}
 	self := w.host(w.self)
-	reached := 0
+	reached, living := 0, 0
 	for _, h := range w.hosts {
+		if h.proved {
+			continue // It is on nobody's side.
+		}
+		living++
 		if h.agentRuns() && h.left == "" && h.reaches(self) {
 			reached++
 		}
 	}
 	delegate := haven.HostID("")
 	for _, h := range w.hosts {
+		if h == self && w.mumbles {
+			continue
+		}
 		if h == self || h.agentRuns() && h.left == "" && h.reaches(self) && !h.mute {
-			in.Observers = append(in.Observers, w.observer(h, haven.TriOf(2*reached > len(w.hosts))))
+			in.Observers = append(in.Observers, w.observer(h, haven.TriOf(2*reached > living)))
 			if h != self && !h.storeless && delegate == "" {
 				delegate = h.id
 			}
@@ -366,7 +386,7 @@ func (w *world) serve(self, h *worldHost, j *Judgement) {
 			delay := 800 * time.Millisecond
 			if h.runs() && h.reaches(n) {
 				delay = tick
-				p.Result = haven.TriOf(kind == haven.EvidenceProbeTCP || kind == haven.EvidenceProbeAgent && h.agent && h.left == "" || kind == haven.EvidenceProbeHelper && h.helper)
+				p.Result = haven.TriOf(kind == haven.EvidenceProbeTCP || kind == haven.EvidenceProbeAgent && h.agent && h.left == "" || kind == haven.EvidenceProbeHelper && h.helper && !h.silent)
 			}
 			later(delay, func() { p.Finished = w.now; h.probes = append(h.probes, p) })
 		}
