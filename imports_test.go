@@ -39,6 +39,8 @@ var ranks = map[string]int{
 	// The kinds of stores that a program is built with.
 	"internal/stores": 5,
 
+	"internal/flight": 4, // recordings of the judge
+
 	"internal/recovery": 5, "internal/helper": 5, "web": 5,
 	"internal/api":   6,
 	"internal/agent": 7,
