@@ -82,7 +82,9 @@ func (c chassis) releaseStuck(ctx context.Context, group cgroup) error {
 			return !on, err
 		}
 		// Without an answer the storage is gone, and with it what they wait for.
-		_ = labfs.Control(c.spec.storage(c.host)).Release(ctx)
+		for _, which := range c.spec.storages() {
+			_ = labfs.Control(c.spec.storage(c.host + which)).Release(ctx)
+		}
 		return false, nil
 	})
 }

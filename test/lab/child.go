@@ -37,7 +37,7 @@ func RunChild() {
 func isChild() bool { return len(os.Args) > 1 && strings.HasPrefix(os.Args[1], childMark) }
 
 func runChild(word string, args []string) error {
-	need := map[string]int{childInit: 2, childStorage: 2, childBMC: 2, childChassis: 4, childGuard: 2}
+	need := map[string]int{childInit: 2, childStorage: 3, childBMC: 2, childChassis: 4, childGuard: 2}
 	if n, ok := need[word]; !ok || len(args) < n {
 		return errors.New("started with wrong arguments")
 	}
@@ -45,7 +45,7 @@ func runChild(word string, args []string) error {
 	case childInit:
 		return runInit(args[0], args[1])
 	case childStorage:
-		return runStorage(args[0], args[1])
+		return runStorage(args[0], args[1], args[2])
 	case childBMC:
 		return runBMC(args[0], args[1])
 	case childChassis:

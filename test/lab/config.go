@@ -47,6 +47,8 @@ type Config struct {
 	// NoLocks keeps each host's file locks to itself, so that QEMU's image locks
 	// do not stop a second copy of a VM.
 	NoLocks bool
+	// TwoStores gives each host a second shared storage, at [HostSecondStorePath].
+	TwoStores bool
 	// Programs returns what a host runs beside libvirtd. It is called once for
 	// each host before the first power-on; ConfigDir and DataDir exist by then.
 	Programs func(HostInfo) ([]Program, error)
@@ -82,11 +84,13 @@ type HostInfo struct {
 
 // What a host sees, the same on all hosts.
 const (
-	HostConfigDir     = "/etc/haven"
-	HostDataDir       = "/var/lib/haven" // survives power cuts
-	HostRunDir        = "/run/haven"     // empty after each power-on but for the boot id
-	HostStorePath     = "/srv"           // the shared storage
-	HostLibvirtSocket = "/run/libvirt/libvirt-sock"
+	HostConfigDir = "/etc/haven"
+	HostDataDir   = "/var/lib/haven" // survives power cuts
+	HostRunDir    = "/run/haven"     // empty after each power-on but for the boot id
+	HostStorePath = "/srv"           // the shared storage
+	// HostSecondStorePath is another shared storage, which fails by itself.
+	HostSecondStorePath = "/run/store2"
+	HostLibvirtSocket   = "/run/libvirt/libvirt-sock"
 	// HostBootIDFile holds a boot id drawn at power-on. It is mounted over
 	// /proc/sys/kernel/random/boot_id too.
 	HostBootIDFile = "/run/haven/boot_id"
@@ -120,7 +124,9 @@ type spec struct {
 	BMC    BMCKind
 	Locks  bool
 	OwnDir bool // Dir is ours to remove
-	Hosts  []HostInfo
+	// TwoStores says that hosts have a second shared storage.
+	TwoStores bool
+	Hosts     []HostInfo
 }
 
 // newSpec checks c and fills in what it leaves open.
@@ -153,7 +159,7 @@ func newSpec(c Config) (*spec, error) {
 		return nil, err
 	}
 	s := &spec{
-		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks,
+		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks, TwoStores: c.TwoStores,
 		Cgroup: filepath.Join(root, c.Prefix),
 	}
 	if s.Dir == "" {

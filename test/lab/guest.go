@@ -19,6 +19,9 @@ type GuestConfig struct {
 	UUID string // empty: drawn
 	// Slow makes it write once a second instead of nine times, for labs with many.
 	Slow bool
+	// Thick gives its disk all space at once, as a user who fears a full file
+	// system does; without, it takes space as it writes.
+	Thick bool
 	// Metadata is raw XML for the domain's metadata element.
 	Metadata string
 }
@@ -77,6 +80,9 @@ func (l *Lab) NewGuest(c GuestConfig) (*Guest, error) {
 		return nil, fmt.Errorf("make disk of %s: %w", c.Name, err)
 	}
 	_, err = disk.Write(boot)
+	if c.Thick && err == nil {
+		_, err = disk.Write(make([]byte, guestos.DiskSize-len(boot)))
+	}
 	if err := errors.Join(err, disk.Truncate(guestos.DiskSize), disk.Close()); err != nil {
 		return nil, fmt.Errorf("make disk of %s: %w", c.Name, err)
 	}

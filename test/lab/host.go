@@ -96,6 +96,62 @@ func (h *Host) CutMgmt() error { return h.unplug(mgmt) }
 // out of reach for another second: ARP asks no more often.
 func (h *Host) HealMgmt(ctx context.Context) error { return h.plugIn(ctx, mgmt) }
 
+// Deafen drops all IP packets to the host on the management network; what it
+// sends arrives.
+func (h *Host) Deafen(ctx context.Context) error { return h.oneWay(ctx, "deaf", true) }
+
+// Undeafen ends [Host.Deafen].
+func (h *Host) Undeafen(ctx context.Context) error { return h.oneWay(ctx, "deaf", false) }
+
+// Mute drops all IP packets from the host on the management network; what is sent
+// to it arrives.
+func (h *Host) Mute(ctx context.Context) error { return h.oneWay(ctx, "mute", true) }
+
+// Unmute ends [Host.Mute].
+func (h *Host) Unmute(ctx context.Context) error { return h.oneWay(ctx, "mute", false) }
+
+func (h *Host) oneWay(ctx context.Context, set string, in bool) error {
+	h.mark(fmt.Sprintf("%s %v", set, in))
+	if err := h.lab.spec.setElements(ctx, set, in, strconv.Quote(port(h.Name, mgmt))); err != nil {
+		return fmt.Errorf("make %s %s: %w", h.Name, set, err)
+	}
+	return nil
+}
+
+// Lose drops so many of a hundred frames of the host on the management network,
+// in each direction and by chance; 0 ends it.
+func (h *Host) Lose(ctx context.Context, percent int) error {
+	h.mark(fmt.Sprintf("loses %d %%", percent))
+	return h.lab.spec.setLoss(ctx, port(h.Name, mgmt), percent)
+}
+
+// Flap unplugs the host from the management network and plugs it in again by
+// turns, each for a period, until the time is over or ctx ends. It leaves it
+// plugged in.
+func (h *Host) Flap(ctx context.Context, period, during time.Duration) error {
+	over := time.NewTimer(during)
+	defer over.Stop()
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	heal := func() error { return h.HealMgmt(context.WithoutCancel(ctx)) }
+	for cut := true; ; cut = !cut {
+		turn := heal
+		if cut {
+			turn = h.CutMgmt
+		}
+		if err := turn(); err != nil {
+			return errors.Join(err, heal())
+		}
+		select {
+		case <-tick.C:
+		case <-over.C:
+			return heal()
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), heal())
+		}
+	}
+}
+
 // CutStor unplugs the host from the storage network. Its storage is not reached
 // through it, but other traffic may be, such as a second ring.
 func (h *Host) CutStor() error { return h.unplug(stor) }
@@ -122,15 +178,26 @@ func (h *Host) plugIn(ctx context.Context, network string) error {
 }
 
 func (h *Host) startStorage(ctx context.Context) error {
-	d, err := h.lab.spec.startStorage(ctx, h.Name)
-	h.lab.adopt(d)
-	return err
+	for _, which := range h.lab.spec.storages() {
+		d, err := h.lab.spec.startStorage(ctx, h.Name, which)
+		h.lab.adopt(d)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Storage sets what the shared storage does to this host.
 func (h *Host) Storage(ctx context.Context, m StorageMode) error {
 	h.mark("storage " + string(m))
 	return labfs.Control(h.lab.spec.storage(h.Name)).Set(ctx, m)
+}
+
+// SecondStorage is [Host.Storage] for what the host has at [HostSecondStorePath].
+func (h *Host) SecondStorage(ctx context.Context, m StorageMode) error {
+	h.mark("second storage " + string(m))
+	return labfs.Control(h.lab.spec.storage(h.Name+second)).Set(ctx, m)
 }
 
 // StorageStatus reads the mode and how many requests of the host wait.
@@ -266,6 +333,10 @@ func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
 	return h.Exec(ctx, append([]string{"virsh", "-q", "-c", "qemu:///system"}, args...)...)
 }
 
+// Path is a path of the host's as seen from outside, good until the next power
+// cut.
+func (h *Host) Path(path string) string { return h.inside(path) }
+
 // BootID is the boot id of the host's present power-on.
 func (h *Host) BootID() (string, error) {
 	b, err := os.ReadFile(h.inside(HostBootIDFile))
@@ -389,6 +460,14 @@ func (h *Host) Resume(ctx context.Context, name string) error {
 func (h *Host) Hold(ctx context.Context, name string) error {
 	h.mark(name + " held down")
 	_, err := h.ask(ctx, request{Do: "hold", Name: name})
+	return err
+}
+
+// Stop asks a program to end, as a service manager does, and keeps it down until
+// [Host.Start] or the next power-on. It does not wait for the end.
+func (h *Host) Stop(ctx context.Context, name string) error {
+	h.mark(name + " stopped")
+	_, err := h.ask(ctx, request{Do: "stop", Name: name})
 	return err
 }
 

@@ -51,11 +51,12 @@ func binds() map[string]string {
 		"hosts":             "/etc/hosts",
 		"passwd":            "/etc/passwd",
 		"group":             "/etc/group",
+		"systemctl":         "/usr/bin/systemctl",
 	}
 }
 
 func isFileBind(name string) bool {
-	return slices.Contains([]string{"machine-id", "hosts", "passwd", "group"}, name)
+	return slices.Contains([]string{"machine-id", "hosts", "passwd", "group", "systemctl"}, name)
 }
 
 // accounts returns the machine's passwd or group file with those lines added whose
@@ -121,6 +122,9 @@ func (s *spec) prepareHost(h HostInfo) error {
 			return err
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(systemctl), 0o755); err != nil {
+		return err
+	}
 	return os.MkdirAll(h.LogDir, 0o755)
 }
 
@@ -133,9 +137,19 @@ func touch(path string) error {
 }
 
 const (
-	initRunDir = "/run/haven-lab"
-	initSocket = initRunDir + "/init.sock" // where the host's init takes requests
+	initRunDir  = "/run/haven-lab"
+	initSocket  = initRunDir + "/init.sock" // where the host's init takes requests
+	systemState = initRunDir + "/state"     // what systemctl says of the host
+	systemdDir  = "/run/systemd/system"     // shows that there is a systemctl to ask
 )
+
+// systemctl is all that a host has of one.
+const systemctl = `#!/bin/sh
+[ "$*" = is-system-running ] || exit 1
+state=$(cat ` + systemState + `)
+echo "$state"
+[ "$state" = running ]
+`
 
 // runInit is the child that is PID 1 of a host.
 func runInit(dir, host string) error {
@@ -159,7 +173,11 @@ func runInit(dir, host string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	return supervise(ctx, h.LogDir, programs)
+	if err := supervise(ctx, h.LogDir, programs); err != nil {
+		return err
+	}
+	// A machine that is off answers nobody, but its network namespace stays.
+	return setLinks("/proc/self/ns/net", false, networks()...)
 }
 
 // setUpHost turns the namespaces into a machine of its own.
@@ -174,6 +192,7 @@ func (s *spec) setUpHost(h HostInfo) error {
 		func() error { return unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755,size=64m") },
 		func() error { return s.bindDisk(h.Name) },
 		func() error { return bind(s.mount(h.Name), HostStorePath) },
+		func() error { return s.bindSecondStore(h.Name) },
 		hideStorage,
 		drawBootID,
 	}
@@ -194,6 +213,16 @@ func (s *spec) bindDisk(host string) error {
 	return nil
 }
 
+func (s *spec) bindSecondStore(host string) error {
+	if !s.TwoStores {
+		return nil
+	}
+	if err := os.MkdirAll(HostSecondStorePath, 0o755); err != nil {
+		return err
+	}
+	return bind(s.mount(host+second), HostSecondStorePath)
+}
+
 func bind(from, to string) error {
 	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s to %s: %w", from, to, err)
@@ -210,7 +239,7 @@ func hideStorage() error {
 		return err
 	}
 	for _, m := range all {
-		if m.fstype != "fuse.labfs" || m.point == HostStorePath {
+		if m.fstype != "fuse.labfs" || m.point == HostStorePath || m.point == HostSecondStorePath {
 			continue
 		}
 		if err := unix.Unmount(m.point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -223,12 +252,15 @@ func hideStorage() error {
 // drawBootID gives this power-on a boot id of its own: the kernel's is the same
 // for all hosts, and for ever.
 func drawBootID() error {
-	for _, d := range []string{"/run/lock", filepath.Dir(HostLibvirtSocket), HostRunDir, initRunDir} {
+	for _, d := range []string{"/run/lock", filepath.Dir(HostLibvirtSocket), HostRunDir, initRunDir, systemdDir} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
 	if err := os.WriteFile(HostBootIDFile, []byte(newUUID()+"\n"), 0o444); err != nil {
+		return err
+	}
+	if err := os.WriteFile(systemState, []byte("running\n"), 0o644); err != nil {
 		return err
 	}
 	return bind(HostBootIDFile, "/proc/sys/kernel/random/boot_id")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -125,9 +126,14 @@ func (l *Lab) build(ctx context.Context, c Config) error {
 // makeFiles makes the state directory's content and starts the guard.
 func (l *Lab) makeFiles(persist bool) error {
 	s := l.spec
-	dirs := []string{s.file("bin"), s.export(), s.file("mnt"), s.file("ctl"), s.file("log"), s.file("hosts"), s.file("bmc"), s.guestDir()}
+	dirs := []string{s.file("bin"), s.file("mnt"), s.file("ctl"), s.file("log"), s.file("hosts"), s.file("bmc"), s.guestDir()}
+	for _, which := range s.storages() {
+		dirs = append(dirs, s.export()+which)
+		for _, h := range s.Hosts {
+			dirs = append(dirs, s.mount(h.Name+which))
+		}
+	}
 	for _, h := range s.Hosts {
-		dirs = append(dirs, s.mount(h.Name))
 		for _, g := range []cgroup{s.hostCgroup(h.Name), s.bmcCgroup(h.Name), s.storeCgroup(h.Name)} {
 			dirs = append(dirs, string(g))
 		}
@@ -253,6 +259,10 @@ func (l *Lab) Prefix() string { return l.spec.Prefix }
 // ExportDir is the shared storage itself, past all faults.
 func (l *Lab) ExportDir() string { return l.spec.export() }
 
+// SecondExportDir is the second shared storage itself, of a lab with
+// [Config.TwoStores].
+func (l *Lab) SecondExportDir() string { return l.spec.export() + second }
+
 // Dial connects from the operator's seat, which has a leg on each network and
 // whose wires are never cut. The address must be numeric.
 func (l *Lab) Dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -282,13 +292,72 @@ func (l *Lab) StorageAll(ctx context.Context, m StorageMode) error {
 // direction stays.
 func (l *Lab) CutOneWay(ctx context.Context, from, to *Host) error {
 	l.Mark(from.Name + " to " + to.Name + " cut")
-	return l.spec.setCut(ctx, mgmt, from.Name, to.Name, true)
+	return l.spec.setCut(ctx, true, direction{from.Name, to.Name})
 }
 
 // HealOneWay ends [Lab.CutOneWay]; without a cut it does nothing.
 func (l *Lab) HealOneWay(ctx context.Context, from, to *Host) error {
 	l.Mark(from.Name + " to " + to.Name + " healed")
-	return l.spec.setCut(ctx, mgmt, from.Name, to.Name, false)
+	return l.spec.setCut(ctx, false, direction{from.Name, to.Name})
+}
+
+// Partition cuts the management network between the hosts of one side and all
+// others, in both directions at once. The operator's seat reaches all of them.
+func (l *Lab) Partition(ctx context.Context, side ...*Host) error {
+	l.Mark("partition of " + names(side))
+	return l.spec.setCut(ctx, true, l.across(side)...)
+}
+
+// HealCuts ends all that [Lab.Partition] and [Lab.CutOneWay] did.
+func (l *Lab) HealCuts(ctx context.Context) error {
+	l.Mark("cuts healed")
+	return l.spec.nft(ctx, "flush set bridge lab cut\n")
+}
+
+func (l *Lab) across(side []*Host) []direction {
+	var ways []direction
+	for _, a := range side {
+		for _, b := range l.hosts {
+			if !slices.Contains(side, b) {
+				ways = append(ways, direction{a.Name, b.Name}, direction{b.Name, a.Name})
+			}
+		}
+	}
+	return ways
+}
+
+func names(hosts []*Host) string {
+	var all []string
+	for _, h := range hosts {
+		all = append(all, h.Name)
+	}
+	return strings.Join(all, ", ")
+}
+
+// SwitchOff ends the switch of the management network: no host has a carrier on
+// it, and the operator's seat has none either.
+func (l *Lab) SwitchOff() error {
+	l.Mark("switch off")
+	return setLinks(l.spec.netnsPath(switchNS), false, l.mgmtPorts()...)
+}
+
+// SwitchOn ends [Lab.SwitchOff]; a host that was unplugged by itself is plugged
+// in too.
+func (l *Lab) SwitchOn(ctx context.Context) error {
+	l.Mark("switch on")
+	errs := []error{setLinks(l.spec.netnsPath(switchNS), true, l.mgmtPorts()...), l.spec.waitLeg(ctx, operatorNS, mgmt)}
+	for _, h := range l.hosts {
+		errs = append(errs, l.spec.waitLeg(ctx, h.Name, mgmt))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Lab) mgmtPorts() []string {
+	ports := []string{port(operatorNS, mgmt)}
+	for _, h := range l.hosts {
+		ports = append(ports, port(h.Name, mgmt))
+	}
+	return ports
 }
 
 // programsFile is where a host's init finds its programs at power-on.

@@ -4,10 +4,12 @@ package lab_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -229,25 +231,23 @@ func TestStorageHang(t *testing.T) {
 func TestStorageModes(t *testing.T) {
 	l := newLab(t, lab.Config{Hosts: 1})
 	h := l.Host(1)
-	ok(t, os.WriteFile(l.ExportDir()+"/file", []byte("x"), 0o600))
-	for _, tc := range []struct {
-		mode        lab.StorageMode
-		read, write string
+	ok(t, os.WriteFile(l.ExportDir()+"/file", make([]byte, 4096), 0o600))
+	for i, tc := range []struct {
+		mode              lab.StorageMode
+		read, write, grow string
 	}{
-		{lab.StorageOK, "", ""},
-		{lab.StorageEIO, "Input/output error", "Input/output error"},
-		{lab.StorageStale, "Stale file handle", "Stale file handle"},
-		{lab.StorageRO, "", "Read-only file system"},
-		{lab.StorageNoSpace, "", "No space left on device"},
-		{lab.StorageSlow(50 * time.Millisecond), "", ""},
+		{lab.StorageOK, "", "", ""},
+		{lab.StorageEIO, "Input/output error", "Input/output error", "Input/output error"},
+		{lab.StorageStale, "Stale file handle", "Stale file handle", "Stale file handle"},
+		{lab.StorageRO, "", "Read-only file system", "Read-only file system"},
+		{lab.StorageNoSpace, "", "", "No space left on device"},
+		{lab.StorageSlow(50 * time.Millisecond), "", "", ""},
 	} {
 		t.Run(string(tc.mode), func(t *testing.T) {
 			ok(t, h.Storage(t.Context(), tc.mode))
 			start := time.Now()
-			for command, want := range map[string]string{
-				"cat /srv/file": tc.read,
-				"dd if=/dev/zero of=/srv/file bs=4096 count=1 oflag=direct conv=notrunc": tc.write,
-			} {
+			const dd = "dd if=/dev/zero of=/srv/file bs=4096 count=1 oflag=direct conv=notrunc seek="
+			for command, want := range map[string]string{"cat /srv/file": tc.read, dd + "0": tc.write, dd + strconv.Itoa(10*(i+1)): tc.grow} {
 				_, err := h.Exec(within(t, 20*time.Second), "sh", "-c", command)
 				if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %v, want %q", command, err, want)
@@ -335,39 +335,97 @@ func TestNetworkCuts(t *testing.T) {
 	ok(t, l.HealOneWay(t.Context(), h1, h2))
 	ok(t, l.HealOneWay(t.Context(), h1, h2))
 	expect(h1, h2.Address, true)
+
+	for name, way := range map[string]struct {
+		cut, heal func(context.Context) error
+		from, to  *lab.Host
+	}{
+		"deaf": {h1.Deafen, h1.Undeafen, h2, h1},
+		"mute": {h1.Mute, h1.Unmute, h1, h2},
+	} {
+		ok(t, way.cut(t.Context()))
+		if heard(t, way.from, way.to) || !heard(t, way.to, way.from) {
+			t.Errorf("%s: not just one way is cut", name)
+		}
+		expect(h2, h3.Address, true)
+		ok(t, way.heal(t.Context()))
+		expect(h1, h2.Address, true)
+	}
+	testGroupFaults(t, l, expect)
 }
 
-// testOneWay guards the direction of a one-way cut with datagrams: a ping needs
-// both.
-func testOneWay(t *testing.T, l *lab.Lab, from, to *lab.Host) {
-	heard := func(sender, receiver *lab.Host) bool {
-		counter := []string{"sh", "-c", "grep -m1 '^Udp: [0-9]' /proc/1/net/snmp | cut -d' ' -f3"} // NoPorts
-		before := must(receiver.Exec(t.Context(), counter...))(t)
-		conn := must(sender.Dial(t.Context(), "udp", netip.AddrPortFrom(netip.MustParseAddr(receiver.Address), 9).String()))(t)
-		defer conn.Close()
-		for range 50 {
-			_, _ = conn.Write([]byte("hello")) // "port unreachable" is as good as an answer
-			time.Sleep(2 * time.Millisecond)
-			if must(receiver.Exec(t.Context(), counter...))(t) != before {
-				return true
-			}
-		}
-		return false
+// testGroupFaults guards the faults of more than one host, and those by chance.
+func testGroupFaults(t *testing.T, l *lab.Lab, expect func(*lab.Host, string, bool)) {
+	h1, h2, h3 := l.Host(1), l.Host(2), l.Host(3)
+	ok(t, l.Partition(t.Context(), h1, h2))
+	expect(h1, h3.Address, false)
+	expect(h3, h2.Address, false)
+	expect(h1, h2.Address, true)
+	ok(t, l.HealCuts(t.Context()))
+	expect(h3, h2.Address, true)
+	expect(h1, h3.Address, true)
+
+	ok(t, l.SwitchOff())
+	expect(h1, h2.Address, false)
+	expect(h2, h3.StorageAddress, true)
+	ok(t, l.SwitchOn(t.Context()))
+	expect(h1, h2.Address, true)
+	expect(h2, h3.Address, true)
+
+	ok(t, h1.Lose(t.Context(), 30))
+	out := must(h2.Exec(within(t, time.Minute), "sh", "-c", "ping -q -n -i 0.01 -c 500 -W 1 $0 || true", h1.Address))(t)
+	_, rest, _ := strings.Cut(out, "transmitted, ")
+	got, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil || got < 150 || got > 350 { // 245 on the average; the bounds are eight standard deviations away
+		t.Errorf("%d of 500 pings came back over a link that loses 30 %% each way: %s", got, out)
 	}
+	ok(t, h1.Lose(t.Context(), 0))
+	out = must(h2.Exec(within(t, time.Minute), "ping", "-q", "-n", "-i", "0.01", "-c", "100", "-W", "1", h1.Address))(t)
+	if !strings.Contains(out, " 0% packet loss") {
+		t.Errorf("after the loss: %s", out)
+	}
+
+	flapped := make(chan error, 1)
+	go func() { flapped <- h1.Flap(t.Context(), 1500*time.Millisecond, 4*time.Second) }()
+	eventually(t, "the link is down", func() bool { return !pings(t, h2, h1.Address) })
+	ok(t, <-flapped)
+	expect(h2, h1.Address, true)
+}
+
+// heard says whether datagrams of one host arrive at another: a ping needs both
+// directions.
+func heard(t *testing.T, sender, receiver *lab.Host) bool {
+	t.Helper()
+	counter := []string{"sh", "-c", "grep -m1 '^Udp: [0-9]' /proc/1/net/snmp | cut -d' ' -f3"} // NoPorts
+	before := must(receiver.Exec(t.Context(), counter...))(t)
+	conn := must(sender.Dial(t.Context(), "udp", netip.AddrPortFrom(netip.MustParseAddr(receiver.Address), 9).String()))(t)
+	defer conn.Close()
+	for range 50 {
+		_, _ = conn.Write([]byte("hello")) // "port unreachable" is as good as an answer
+		time.Sleep(2 * time.Millisecond)
+		if must(receiver.Exec(t.Context(), counter...))(t) != before {
+			return true
+		}
+	}
+	return false
+}
+
+// testOneWay guards the direction of a one-way cut.
+func testOneWay(t *testing.T, l *lab.Lab, from, to *lab.Host) {
 	// Without ARP, which needs both directions.
 	for here, there := range map[*lab.Host]*lab.Host{from: to, to: from} {
 		mac := strings.TrimSpace(must(there.Exec(t.Context(), "cat", "/sys/class/net/mgmt/address"))(t))
 		must(here.Exec(t.Context(), "ip", "neigh", "replace", there.Address, "dev", "mgmt", "nud", "permanent", "lladdr", mac))(t)
 	}
-	if !heard(from, to) || !heard(to, from) {
+	if !heard(t, from, to) || !heard(t, to, from) {
 		t.Fatal("no connection before the cut")
 	}
 	ok(t, l.CutOneWay(t.Context(), from, to))
 	ok(t, l.CutOneWay(t.Context(), from, to))
-	if heard(from, to) {
+	if heard(t, from, to) {
 		t.Error("the cut direction is open")
 	}
-	if !heard(to, from) {
+	if !heard(t, to, from) {
 		t.Error("the other direction is cut too")
 	}
 }
@@ -444,6 +502,14 @@ func TestPrograms(t *testing.T) {
 		t.Error("it does not run after the hold")
 	}
 
+	ok(t, h.Stop(t.Context(), "agent"))
+	eventually(t, "it was stopped", func() bool { s := get("agent"); return s.PID == 0 && s.State == lab.ProgramHeld })
+	if s := get("agent"); s.LastExit != "terminated" {
+		t.Errorf("after a stop: %+v", s)
+	}
+	ok(t, h.Start(t.Context(), "agent"))
+	is("agent", lab.ProgramRunning)
+
 	testLibvirtRestart(t, l, h)
 
 	ok(t, h.CutPower(t.Context()))
@@ -457,8 +523,20 @@ func TestPrograms(t *testing.T) {
 	ok(t, h.WaitReady(t.Context()))
 	is("agent", lab.ProgramRunning)
 
+	if out := must(h.Exec(t.Context(), "systemctl", "is-system-running"))(t); out != "running\n" {
+		t.Errorf("the host says of itself %q", out)
+	}
+	farewell := lab.Program{Name: "farewell", Args: []string{"sh", "-c", "trap 'systemctl is-system-running > /srv/farewell; exit' TERM; while :; do sleep 0.05; done"}}
+	ok(t, h.SetPrograms(t.Context(), []lab.Program{farewell}))
+	is("farewell", lab.ProgramRunning)
 	ok(t, h.Shutdown())
 	eventually(t, "the host is off", func() bool { return !must(h.PowerIsOn())(t) })
+	if b := must(os.ReadFile(l.ExportDir() + "/farewell"))(t); string(b) != "stopping\n" {
+		t.Errorf("during the shutdown the host said of itself %q", b)
+	}
+	if _, err := l.Dial(within(t, 500*time.Millisecond), "tcp", h.Address+":9"); err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a host that was shut down answers: %v", err)
+	}
 }
 
 // testLibvirtRestart guards that a guest outlives its host's libvirtd.

@@ -9,13 +9,19 @@ import (
 	"strings"
 )
 
-// cutTable drops the frames of every pair of switch ports in the set: one element
-// cuts one direction.
+// cutTable drops the frames of every pair of switch ports in the set cut: one
+// element cuts one direction. To the ports in deaf and from those in mute no IP
+// packet goes; ARP does, which needs both directions and would cut the other one
+// too.
 const cutTable = `table bridge lab {
 	set cut { type ifname . ifname; }
+	set deaf { type ifname; }
+	set mute { type ifname; }
 	chain forward {
 		type filter hook forward priority 0; policy accept;
 		iifname . oifname @cut drop
+		ether type ip oifname @deaf drop
+		ether type ip iifname @mute drop
 	}
 }
 `
@@ -142,16 +148,43 @@ func (s *spec) waitLeg(ctx context.Context, host, network string) error {
 	return nil
 }
 
-// setCut adds or removes the cut of one direction on a network.
-func (s *spec) setCut(ctx context.Context, network, from, to string, cut bool) error {
-	element := fmt.Sprintf("element bridge lab cut { %q . %q }\n", port(from, network), port(to, network))
+// direction is a way through the switch of the management network.
+type direction struct{ from, to string }
+
+// setCut adds or removes the cuts of directions, all at once.
+func (s *spec) setCut(ctx context.Context, cut bool, ways ...direction) error {
+	var elements []string
+	for _, w := range ways {
+		elements = append(elements, fmt.Sprintf("%q . %q", port(w.from, mgmt), port(w.to, mgmt)))
+	}
+	if err := s.setElements(ctx, "cut", cut, elements...); err != nil {
+		return fmt.Errorf("cut %v: %w", ways, err)
+	}
+	return nil
+}
+
+// setElements puts elements into a set of the switch or takes them out.
+func (s *spec) setElements(ctx context.Context, set string, in bool, elements ...string) error {
+	list := fmt.Sprintf("element bridge lab %s { %s }\n", set, strings.Join(elements, ", "))
 	// Adding an element that is there is no error, but deleting one that is not is.
-	commands := "add " + element
-	if !cut {
-		commands += "delete " + element
+	commands := "add " + list
+	if !in {
+		commands += "delete " + list
+	}
+	return s.nft(ctx, commands)
+}
+
+// setLoss drops so many of a hundred frames from and to a port; 0 ends it.
+func (s *spec) setLoss(ctx context.Context, port string, percent int) error {
+	chain := "bridge lab loss-" + port
+	commands := fmt.Sprintf("add chain %s { type filter hook forward priority 1; policy accept; }\nflush chain %s\n", chain, chain)
+	if percent > 0 {
+		for _, end := range []string{"iifname", "oifname"} {
+			commands += fmt.Sprintf("add rule %s %s %q numgen random mod 100 < %d drop\n", chain, end, port, percent)
+		}
 	}
 	if err := s.nft(ctx, commands); err != nil {
-		return fmt.Errorf("cut %s from %s to %s: %w", network, from, to, err)
+		return fmt.Errorf("lose %d %% at %s: %w", percent, port, err)
 	}
 	return nil
 }

@@ -33,10 +33,22 @@ func StorageSlow(d time.Duration) StorageMode { return labfs.Slow(d) }
 // wait in it.
 type StorageStatus = labfs.Status
 
-// startStorage mounts the export for one host.
-func (s *spec) startStorage(ctx context.Context, host string) (*daemon, error) {
+// second is what the names of the second storage end in.
+const second = ".2"
+
+// storages are the endings of the names of each host's storages.
+func (s *spec) storages() []string {
+	if s.TwoStores {
+		return []string{"", second}
+	}
+	return []string{""}
+}
+
+// startStorage mounts an export for one host.
+func (s *spec) startStorage(ctx context.Context, name, which string) (*daemon, error) {
+	host := name + which
 	log := s.file("log", "store-"+host+".log")
-	d, err := startDaemon(log, "", s.storeCgroup(host), s.binary(), childStorage, s.Dir, host)
+	d, err := startDaemon(log, "", s.storeCgroup(name), s.binary(), childStorage, s.Dir, name, which)
 	if err != nil {
 		return nil, fmt.Errorf("start storage of %s: %w", host, err)
 	}
@@ -55,13 +67,14 @@ func (s *spec) startStorage(ctx context.Context, host string) (*daemon, error) {
 	return d, nil
 }
 
-// runStorage is the child that serves one host's storage.
-func runStorage(dir, host string) error {
+// runStorage is the child that serves one of a host's storages.
+func runStorage(dir, name, which string) error {
+	host := name + which
 	s, err := loadSpec(dir)
 	if err != nil {
 		return err
 	}
-	return labfs.Serve(labfs.Options{Export: s.export(), Mount: s.mount(host), Control: s.storage(host), Locks: s.Locks})
+	return labfs.Serve(labfs.Options{Export: s.export() + which, Mount: s.mount(host), Control: s.storage(host), Locks: s.Locks})
 }
 
 // removeMounts detaches those of the lab's mounts that exist, also such as were

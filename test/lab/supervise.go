@@ -46,7 +46,7 @@ type ProgramStatus struct {
 
 // request is what the lab asks a host's init; response is the answer.
 type request struct {
-	Do     string // status, signal, hold, start or apply
+	Do     string // status, signal, hold, stop, start or apply
 	Name   string
 	Signal syscall.Signal
 	Group  bool // signal the program's whole process group
@@ -252,6 +252,9 @@ func (s *supervisor) do(r request) error {
 			return j.signal(syscall.SIGKILL, true)
 		}
 		return nil
+	case "stop":
+		j.state = ProgramHeld
+		return j.signal(syscall.SIGTERM, false)
 	case "start":
 		return s.startNow(j)
 	default:
@@ -314,6 +317,7 @@ func (s *supervisor) apply(programs []Program) {
 // shutDown ends the programs as a service manager does, the last one first, and
 // libvirtd at the end.
 func (s *supervisor) shutDown(children <-chan os.Signal) {
+	_ = os.WriteFile(systemState, []byte("stopping\n"), 0o644) // without it, it looks like a stop of the programs alone
 	deadline := time.After(stopTimeout)
 	for _, j := range slices.Backward(s.jobs) {
 		j.spec.Once = true

@@ -18,7 +18,7 @@ const (
 	EIO     Mode = "eio"    // every request fails
 	Stale   Mode = "estale" // as after the server lost its file handles
 	RO      Mode = "ro"     // writing fails
-	NoSpace Mode = "nospc"  // writing that takes space fails
+	NoSpace Mode = "nospc"  // writing that takes space fails; over what a file has already it goes on
 	slow         = "slow"
 )
 
@@ -29,9 +29,10 @@ func Slow(d time.Duration) Mode { return Mode(slow + " " + d.String()) }
 type operation int
 
 const (
-	reading  operation = iota
-	changing           // changes the tree, takes no space
-	writing            // takes space
+	reading     operation = iota
+	changing              // changes the tree, takes no space
+	writing               // takes space
+	overwriting           // takes space where the file has none yet: who passes must ask full
 )
 
 // fault is one setting of the gate. Who waits under it holds a pointer to it, so
@@ -148,6 +149,12 @@ func (g *gate) pass(op operation) syscall.Errno {
 			return syscall.EIO
 		}
 	}
+}
+
+// full says whether there is no space left now.
+func (g *gate) full() bool {
+	mode, _ := g.state()
+	return mode == NoSpace
 }
 
 // wait returns true when the fault is over, false when the time is.

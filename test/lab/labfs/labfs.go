@@ -29,11 +29,11 @@ type Options struct {
 
 // Serve mounts the export and serves it until the mount is gone.
 func Serve(o Options) error {
-	root, err := newRoot(o.Export)
+	g := newGate()
+	root, err := newRoot(o.Export, g)
 	if err != nil {
 		return err
 	}
-	g := newGate()
 	never := time.Duration(0) // nothing is cached, so that hosts see each other's writes at once
 	options := &fs.Options{
 		AttrTimeout:  &never,
@@ -65,13 +65,13 @@ func Serve(o Options) error {
 	return nil
 }
 
-func newRoot(export string) (fs.InodeEmbedder, error) {
+func newRoot(export string, g *gate) (fs.InodeEmbedder, error) {
 	var st syscall.Stat_t
 	if err := syscall.Stat(export, &st); err != nil {
 		return nil, fmt.Errorf("stat export %s: %w", export, err)
 	}
 	data := &fs.LoopbackRoot{Path: export, Dev: uint64(st.Dev)}
-	root := &node{&fs.LoopbackNode{RootData: data}}
+	root := &node{&fs.LoopbackNode{RootData: data}, g}
 	data.RootNode = root
 	return root, nil
 }

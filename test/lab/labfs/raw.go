@@ -6,6 +6,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // gated lets every request that needs the storage pass the gate first. Closing
@@ -198,14 +199,14 @@ func (g *gated) SetLkw(c <-chan struct{}, in *fuse.LkIn) fuse.Status {
 }
 
 func (g *gated) Write(c <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	if s := g.pass(writing); !s.Ok() {
+	if s := g.pass(overwriting); !s.Ok() {
 		return 0, s
 	}
 	return g.RawFileSystem.Write(c, in, data)
 }
 
 func (g *gated) Writev(c <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
-	if s := g.pass(writing); !s.Ok() {
+	if s := g.pass(overwriting); !s.Ok() {
 		return 0, s
 	}
 	return g.RawFileSystem.Writev(c, in, data)
@@ -275,12 +276,15 @@ func (g *gated) StatFs(c <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut
 }
 
 // node is a file or directory of the export.
-type node struct{ *fs.LoopbackNode }
+type node struct {
+	*fs.LoopbackNode
+	gate *gate
+}
 
 // WrapChild makes every file below a node a node too.
-func (*node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
 	if inner, ok := ops.(*fs.LoopbackNode); ok {
-		return &node{inner}
+		return &node{inner, n.gate}
 	}
 	return ops
 }
@@ -289,25 +293,46 @@ func (*node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder
 // ends here: behind it, all hosts share the page cache of the export.
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	h, options, errno := n.LoopbackNode.Open(ctx, flags&^syscall.O_DIRECT)
-	return hidden(h), options, errno
+	return n.hidden(h), options, errno
 }
 
 // Create is as Open.
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	inode, h, options, errno := n.LoopbackNode.Create(ctx, name, flags&^syscall.O_DIRECT, mode, out)
-	return inode, hidden(h), options, errno
+	return inode, n.hidden(h), options, errno
 }
 
-func hidden(h fs.FileHandle) fs.FileHandle {
+func (n *node) hidden(h fs.FileHandle) fs.FileHandle {
 	if lf, ok := h.(*fs.LoopbackFile); ok {
-		return &file{lf}
+		return &file{lf, n.gate}
 	}
 	return h
 }
 
 // file is an open file. The kernel must not learn its descriptor, or it reads
 // and writes past this process, and no fault would ever reach it.
-type file struct{ *fs.LoopbackFile }
+type file struct {
+	*fs.LoopbackFile
+	gate *gate
+}
 
 // PassthroughFd says no.
 func (*file) PassthroughFd() (int, bool) { return 0, false }
+
+// Write fails on a full file system where the file has no space yet.
+func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	if f.gate.full() && !f.allocated(off, int64(len(data))) {
+		return 0, syscall.ENOSPC
+	}
+	return f.LoopbackFile.Write(ctx, data, off)
+}
+
+// allocated says whether the file has data in the whole range already.
+func (f *file) allocated(off, n int64) bool {
+	fd, ok := f.LoopbackFile.PassthroughFd()
+	if !ok {
+		return false
+	}
+	hole, err := unix.Seek(fd, off, unix.SEEK_HOLE)
+	return err == nil && hole >= off+n
+}
