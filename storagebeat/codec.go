@@ -266,3 +266,18 @@ func checksum(r []byte) uint32 {
 }
 
 func blank(r []byte) bool { return !slices.ContainsFunc(r, func(c byte) bool { return c != 0 }) }
+
+// Claims says whose record this seems to be, sound or not: it begins as a record of
+// the store does and names a host. A write that was torn leaves as much, because
+// all of that lies in one sector.
+func Claims(store StoreID, r []byte) (haven.HostID, bool) {
+	if len(r) != RecordSize || [8]byte(r) != recordMagic || StoreID(r[offStore:offStore+16]) != store {
+		return "", false
+	}
+	n := int(r[offNames])
+	if n >= nameSize {
+		return "", false
+	}
+	host, err := haven.ParseHostID(string(r[offNames+1 : offNames+1+n]))
+	return host, err == nil
+}

@@ -31,6 +31,7 @@ type Contents struct {
 type Entry struct {
 	Host   string `json:"host"`
 	Writer string `json:"writer"`
+	Slot   uint16 `json:"slot,omitempty"`
 	Beat   *Beat  `json:"beat,omitempty"`
 	Error  string `json:"error,omitempty"` // why there is no beat
 }
@@ -39,7 +40,7 @@ type Entry struct {
 func Dump(c Contents) []Entry {
 	entries := make([]Entry, 0, len(c.Beats))
 	for _, raw := range c.Beats {
-		e := Entry{Host: string(raw.Host), Writer: raw.Writer.String()}
+		e := Entry{Host: string(raw.Host), Writer: raw.Writer.String(), Slot: raw.Slot}
 		if b, err := DecodeAt(c.Identity.ID, raw); err != nil {
 			e.Error = err.Error()
 		} else {
@@ -65,6 +66,7 @@ func coded() map[string]error {
 	return map[string]error{
 		"blank": ErrBlank, "torn": ErrTorn, "foreign": ErrForeign, "version": ErrVersion,
 		"no-identity": ErrNoIdentity, "not-empty": ErrNotEmpty, "not-plain": blockio.ErrNotPlain, "timeout": ErrTimeout,
+		"no-slot": ErrNoSlot, "slot-taken": ErrSlotTaken,
 	}
 }
 

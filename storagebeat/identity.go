@@ -15,6 +15,12 @@ var (
 	ErrNoIdentity = errors.New("no store identity")
 	// ErrNotEmpty is returned when a store should be made where something else is.
 	ErrNotEmpty = errors.New("something else is there")
+	// ErrNoSlot is returned when a host has no place yet on a store with numbered
+	// places: its agent has not learnt from a master which one it is.
+	ErrNoSlot = errors.New("no slot yet")
+	// ErrSlotTaken is returned when another host's record is in the place that the
+	// ledger assigned. It is not written over.
+	ErrSlotTaken = errors.New("the slot is another host's")
 )
 
 const (

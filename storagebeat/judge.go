@@ -49,6 +49,9 @@ func (t *Tracker) view(now time.Time, k key) View {
 	tr := t.tracks[k]
 	blind := t.current(now)
 	if tr == nil {
+		if blind == "" && t.nameless {
+			return View{Why: whyNameless}
+		}
 		if blind == "" {
 			return View{Why: whyMissing, Missing: true, Lively: t.lively(k.host)}
 		}

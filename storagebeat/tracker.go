@@ -78,6 +78,9 @@ type Tracker struct {
 	cfg    TrackerConfig
 	store  StoreID
 	tracks map[key]*track
+	// nameless says that the last good reading showed a damaged record whose host
+	// cannot be told: then no host's record is missing for sure.
+	nameless bool
 
 	good       bool      // there was a good reading
 	start, end time.Time // of the last good one
@@ -125,7 +128,12 @@ func (t *Tracker) Step(r Reading) {
 // take stores the records of a reading and returns which beats showed something new.
 func (t *Tracker) take(r Reading) map[key]bool {
 	present, changed := make(map[key]bool), make(map[key]bool)
+	t.nameless = false
 	for _, raw := range r.Beats {
+		if raw.Host == "" {
+			t.nameless = true
+			continue
+		}
 		k := key{raw.Host, raw.Writer}
 		present[k] = true
 		tr := t.tracks[k]

@@ -463,3 +463,24 @@ func TestTrackerForgetsStrangersAndOldLives(t *testing.T) {
 		t.Errorf("%d past lives, want %d", n, pastLives)
 	}
 }
+
+// P5: a reader that never saw a host's record does not call it missing while a
+// damaged record is there that may be that one.
+func TestTrackerNamelessRecordMayBeAnybodys(t *testing.T) {
+	tr := NewTracker(TrackerConfig{Self: "a", Writer: WriterAgent, Hosts: []haven.HostID{"a", "b"}, Interval: time.Second, StaleAfter: 4 * time.Second})
+	at := time.Now()
+	look := func(beats ...RawBeat) View {
+		at = at.Add(time.Second)
+		tr.Step(Reading{Start: at, End: at, Store: testStore(1), Beats: beats})
+		return tr.Snapshot(at).Host("b").Agent
+	}
+	if v := look(); !v.Missing || v.Moving != haven.Unknown {
+		t.Errorf("nothing there: %+v", v)
+	}
+	if v := look(RawBeat{Err: ErrTorn}); v.Missing || v.Moving != haven.Unknown || v.Why != whyNameless {
+		t.Errorf("something nameless there: %+v", v)
+	}
+	if v := look(); !v.Missing {
+		t.Errorf("nothing there again: %+v", v)
+	}
+}

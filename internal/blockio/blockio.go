@@ -236,14 +236,4 @@ func (f *File) forget(off, n int64) {
 	_ = f.control(func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_DONTNEED) })
 }
 
-func (f *File) control(fn func(fd int) error) error {
-	rc, err := f.f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ferr error
-	if err := rc.Control(func(fd uintptr) { ferr = fn(int(fd)) }); err != nil {
-		return err
-	}
-	return ferr
-}
+func (f *File) control(fn func(fd int) error) error { return controlFile(f.f, fn) }
