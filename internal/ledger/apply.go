@@ -82,6 +82,7 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 	case h.Boot == "":
 	case h.Boot != c.Boot:
 		s.endBoot(h, c)
+		h.letGo()
 		h.PastStates = nil
 	case h.State != c.State:
 		h.PastStates = keepLast(append(h.PastStates, h.State), MaxPastBoots)
@@ -382,6 +383,8 @@ func (s *State) orderFits(vm *VM, o haven.Order, at Position) error {
 	switch {
 	case s.Stopped(vm.Incident):
 		return reject("recovery is disarmed by %s", s.Disarm.By)
+	case s.Kept(vm):
+		return reject("host %s of VM %s was powered off in maintenance", vm.Freed.Host, vm.ID)
 	case h.Maintenance != nil:
 		return reject("target %s is in maintenance by %s", o.Target, h.Maintenance.By)
 	case len(awaited) > 0:

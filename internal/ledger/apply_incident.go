@@ -201,6 +201,7 @@ func (c ProveDead) apply(s *State, _ Position) error {
 		p.Evidence = p.Evidence[:MaxEvidence]
 	}
 	h.Proof, in.Proof = &p, &p
+	h.keep(in, p)
 	s.setHold(in, haven.Hold{}, c.Entry)
 	in.Step = haven.StepProved
 	in.VMs = s.freeOwned(h.ID, p.Boot, Freed{By: FreedByProof, Host: h.ID, Boot: p.Boot, At: p.At, Detail: string(p.Kind)}, in.ID)

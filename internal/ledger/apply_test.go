@@ -90,6 +90,11 @@ func dead() []Command {
 	return append(three(), opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), proved("i1", "a", "a1"))
 }
 
+// kept is three after a was put in maintenance and powered off.
+func kept() []Command {
+	return append(three(), SetMaintenance{Host: "a", On: true, By: "op"}, opened("i1", "a", "a1"), note("i1", haven.StepConfirmed), proved("i1", "a", "a1"))
+}
+
 // ordered is dead after b was told to start vm1.
 func ordered() []Command {
 	return append(dead(), order(vm1, 2, "b", "b1", not("b", "b1"), not("c", "c1")))
@@ -232,6 +237,11 @@ func TestApply(t *testing.T) {
 		{name: "maintenance outlasts a boot", before: with(three(), SetMaintenance{Host: "a", On: true, By: "op"}), do: register("a", "a2", "sa", 2), check: func(s *State) string {
 			return want(s.Hosts["a"].Maintenance != nil, "%+v", s.Hosts["a"])
 		}},
+		{name: "powered off in maintenance", before: kept(), do: order(vm1, 2, "b", "b1", absent...), reject: "powered off in maintenance"},
+		{name: "powered off in maintenance, and let go", before: with(kept(), SetMaintenance{Host: "a", LetGo: true, By: "op"}), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
+		{name: "powered off in maintenance, which is over", before: with(kept(), SetMaintenance{Host: "a", By: "op"}), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
+		{name: "powered off in maintenance, and booted", before: with(kept(), register("a", "a2", "sa", 2)), do: order(vm1, 2, "b", "b1", append(absent, not("a", "a2"))...), check: phase(vm1, PhaseOrdered, "b", 2)},
+		{name: "in maintenance after its proof", before: with(dead(), SetMaintenance{Host: "a", On: true, By: "op"}), do: order(vm1, 2, "b", "b1", absent...), check: phase(vm1, PhaseOrdered, "b", 2)},
 		{name: "P1: free by a beat of an old boot", before: three(), do: FreeVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a0", By: FreedByBeat}, reject: "registered with boot a1"},
 		{name: "free by a beat is no failure of the VM", before: with(three(), opened("i1", "a", "a1")), do: FreeVM{VM: vm1, Epoch: 1, Host: "a", Boot: "a1", By: FreedByBeat}, check: func(s *State) string {
 			vm := s.VMs[vm1]

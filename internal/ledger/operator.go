@@ -26,16 +26,55 @@ type Maintenance struct {
 	By     string    `json:"by"`
 	At     time.Time `json:"at"`
 	Reason string    `json:"reason,omitempty"`
+	// Keeps is the boot that was proved dead during the maintenance, not by an
+	// operator's word and not after a power-off by Haven: somebody powered the
+	// host off on purpose. The VMs of that boot are not started elsewhere until an
+	// operator says so, or until the host boots anew.
+	Keeps haven.BootID `json:"keeps,omitempty"`
+}
+
+// Kept says whether a freed VM waits for the end of its last host's maintenance.
+func (s *State) Kept(vm *VM) bool {
+	if vm.Phase != PhaseFreed || vm.Freed == nil || vm.Freed.By != FreedByProof {
+		return false
+	}
+	h := s.Hosts[vm.Freed.Host]
+	return h != nil && h.Maintenance != nil && h.Maintenance.Keeps != "" && h.Maintenance.Keeps == vm.Freed.Boot
+}
+
+// keep notes a proof during a maintenance.
+func (h *Host) keep(in *Incident, p haven.Proof) {
+	if h.Maintenance == nil {
+		return
+	}
+	m := *h.Maintenance
+	m.Keeps = ""
+	if p.Kind != haven.ProofOperator && len(in.Attempts) == 0 {
+		m.Keeps = p.Boot
+	}
+	h.Maintenance = &m
+}
+
+// letGo lets the VMs of a host in maintenance be started elsewhere.
+func (h *Host) letGo() {
+	if h.Maintenance != nil && h.Maintenance.Keeps != "" {
+		m := *h.Maintenance
+		m.Keeps = ""
+		h.Maintenance = &m
+	}
 }
 
 // SetMaintenance puts a host into maintenance, or ends that. A host in
 // maintenance is given no VMs and no power command.
 type SetMaintenance struct {
-	Host   haven.HostID `json:"host"`
-	On     bool         `json:"on"`
-	By     string       `json:"by"`
-	Reason string       `json:"reason,omitempty"`
-	At     time.Time    `json:"at"`
+	Host haven.HostID `json:"host"`
+	On   bool         `json:"on"`
+	// LetGo says that the maintenance goes on, and that the VMs of a host that was
+	// powered off in it may be started elsewhere.
+	LetGo  bool      `json:"let_go,omitempty"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at"`
 }
 
 func (c SetArmed) apply(s *State, _ Position) error {
@@ -107,6 +146,8 @@ func (c SetMaintenance) apply(s *State, _ Position) error {
 		return reject("host %s is not registered", c.Host)
 	case c.By == "":
 		return reject("no operator is named")
+	case c.LetGo:
+		h.letGo()
 	case !c.On:
 		h.Maintenance = nil
 	case h.Maintenance == nil:

@@ -145,7 +145,9 @@ func (n *now) takeBrakes(c Command) {
 			}
 		}
 	case SetMaintenance:
-		n.care[c.Host] = c.On
+		if !c.LetGo {
+			n.care[c.Host] = c.On
+		}
 	case OpenIncident:
 		n.about[c.ID] = place{c.Host, c.Boot}
 		n.fencing[c.ID], n.proof[c.ID], n.closed[c.ID] = 0, false, false
@@ -481,7 +483,7 @@ func (w *outside) rare() Command {
 	case 4:
 		w.term++
 	case 5:
-		return SetMaintenance{Host: pick(w, w.hosts, "host"), On: w.chance(40, "on"), By: "op", At: w.now()}
+		return SetMaintenance{Host: pick(w, w.hosts, "host"), On: w.chance(40, "on"), LetGo: w.chance(20, "let go"), By: "op", At: w.now()}
 	case 6:
 		return RecordDecisions{Decisions: []Decision{{At: w.now(), By: "m", Host: pick(w, w.hosts, "host"), To: haven.VerdictSuspect}}}
 	}

@@ -23,6 +23,11 @@ func (m *Machine) host(s *ledger.State, h *ledger.Host) {
 	} else if m.troubled[h.ID].IsZero() {
 		m.troubled[h.ID] = m.now
 	}
+	if view.Verdict != haven.VerdictStorageLost {
+		delete(m.lost, h.ID)
+	} else if m.lost[h.ID].IsZero() {
+		m.lost[h.ID] = m.now
+	}
 	in := s.Incidents[h.Incident]
 	if in == nil {
 		if judged && !h.ProvedDead() {
@@ -130,6 +135,7 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 		m.notice(Notice{Kind: "verdict-changed", Host: h.ID, Incident: in.ID, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
 	}
 	m.judge(h, in, view)
+	m.respond(s, h, in, view)
 	if view.Verdict == haven.VerdictFailed && in.Step != haven.StepSuspected {
 		m.fence(s, h, in, view)
 	}
@@ -158,7 +164,9 @@ func (m *Machine) judge(h *ledger.Host, in *ledger.Incident, view HostView) {
 			m.wake(time.Millisecond)
 		}
 	default:
-		m.hold(in, view.Hold)
+		if !m.responds(h, view) {
+			m.hold(in, view.Hold)
+		}
 	}
 }
 
@@ -201,7 +209,7 @@ func (m *Machine) hold(in *ledger.Incident, hold haven.Hold) {
 	if hold.Reason != "" {
 		hold.Since = m.now
 	}
-	note := ledger.NoteIncident{ID: in.ID, Hold: &hold}
+	note := ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "")}
 	if hold.Reason != "" {
 		note.Entry = m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)
 		m.notice(Notice{Kind: "held", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Reason + ": " + hold.Detail})
@@ -235,7 +243,10 @@ func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 // brake returns what forbids a power command about this host now (P6).
 func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) haven.Hold {
 	if s.Disarm != nil {
-		return haven.Hold{Reason: haven.HoldDisarmed, Detail: fmt.Sprintf("%s disarmed recovery; 'haven arm' ends it", s.Disarm.By)}
+		return disarmed(s)
+	}
+	if h.Maintenance != nil {
+		return maintenance(h)
 	}
 	if len(m.in.Brakes) > 0 {
 		return m.in.Brakes[0]

@@ -42,6 +42,14 @@ type Config struct {
 	// Protect says whether running persistent VMs are protected without being
 	// asked.
 	ProtectAll bool
+	// HoldAlarmAfter is how long a hold may last before it is an alarm, and
+	// HoldAlarmEvery how often it is one again. 0: never.
+	HoldAlarmAfter, HoldAlarmEvery time.Duration
+	// StopsIsolated are the hosts that stop their VMs themselves while they are
+	// isolated, and StopsStorageLost those whose VMs are stopped after they
+	// lost their storage for StorageLostDelay. Both are empty by default (P4).
+	StopsIsolated, StopsStorageLost map[haven.HostID]bool
+	StorageLostDelay                time.Duration
 }
 
 // Input is all that the machine may know when it decides.
@@ -79,6 +87,11 @@ type HostView struct {
 	// Refuses says why the agent takes no orders now; empty when it does.
 	Refuses string
 	Orders  []haven.OrderReport
+	// Released are the VMs that its agent stopped for a configured response.
+	Released []haven.VMID
+	// Quarantine says why it is given no VMs although it is healthy; empty when
+	// it may be given some.
+	Quarantine string
 	// Beat is what the host's own beats tell of its VMs, for a host that does
 	// not answer.
 	Beat BeatList
@@ -92,6 +105,9 @@ type BeatList struct {
 	// observer's clock. Zero when no beat was seen.
 	Since time.Time
 	Boot  haven.BootID
+	// Releasing says that the agent itself wrote it, and that it is stopping its
+	// VMs because it is isolated. Those that are not in the list are gone.
+	Releasing bool
 }
 
 // Act is something to be done outside. Acts of one key never run at once.
@@ -147,6 +163,8 @@ type Done struct {
 	Inventory *haven.Inventory
 	// Report is set by a Send.
 	Report *haven.OrderReport
+	// Gone is set by a Stop: whether the VM is proved gone.
+	Gone haven.Tri
 	// Definition, Info and Boot are set by a Fetch.
 	Definition ledger.Definition
 	Info       haven.VMInfo
@@ -197,6 +215,14 @@ type Machine struct {
 	ended  map[haven.IncidentID]ledger.EndFence  // of attempts that are over, until the ledger shows it
 	proofs map[haven.IncidentID]ledger.ProveDead // that a fence brought, until the ledger has it
 
+	// lost is since when a host's verdict has been storage-lost, stops when a VM
+	// was last asked to be stopped.
+	lost      map[haven.HostID]time.Time
+	stops     map[string]time.Time
+	held      map[holdKey]*heldFor
+	faces     map[haven.HostID]*face
+	finishing string // what a disarm waits for
+
 	now time.Time
 	in  Input
 	out Output
@@ -233,6 +259,7 @@ func New(cfg Config) *Machine {
 		blocked: map[haven.IncidentID]retry{},
 		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
 		dead: map[haven.HostID]time.Time{}, there: map[haven.VMID]time.Time{},
+		lost: map[haven.HostID]time.Time{}, stops: map[string]time.Time{}, held: map[holdKey]*heldFor{}, faces: map[haven.HostID]*face{},
 		ended: map[haven.IncidentID]ledger.EndFence{}, proofs: map[haven.IncidentID]ledger.ProveDead{},
 	}
 }
@@ -255,6 +282,9 @@ func (m *Machine) Step(s *ledger.State, in Input) Output {
 		m.vm(s, s.VMs[id])
 	}
 	m.place(s)
+	m.decide(s)
+	m.watchHolds(s)
+	m.watchDisarm(s)
 	m.forget(s)
 	return m.out
 }
@@ -282,6 +312,8 @@ func (m *Machine) absorb(s *ledger.State, d Done) {
 		m.delivered(s, act, d)
 	case Fetch:
 		m.protected(s, act, d)
+	case Stop:
+		m.stopped(s, act, d)
 	}
 }
 
@@ -330,6 +362,11 @@ func (m *Machine) forget(s *ledger.State) {
 			delete(m.ended, id)
 		} else if attempt, pending := in.Pending(); !pending || attempt.N != end.N {
 			delete(m.ended, id)
+		}
+	}
+	for key, at := range m.stops {
+		if m.now.Sub(at) > time.Minute {
+			delete(m.stops, key)
 		}
 	}
 	for key, at := range m.fetched {

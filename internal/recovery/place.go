@@ -46,12 +46,18 @@ func (m *Machine) place(s *ledger.State) {
 
 // ready says whether a freed VM may be given to a host now, and on whose word.
 func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool) {
-	if s.Disarm != nil {
-		m.holdVM(vm, haven.Hold{Reason: haven.HoldDisarmed, Detail: s.Disarm.By + " disarmed recovery; 'haven arm' ends it"})
+	if s.Stopped(vm.Incident) {
+		m.holdVM(vm, disarmed(s))
 		return nil, false
 	}
-	if awaited := s.AwaitedHosts(); len(awaited) > 0 {
-		m.holdVM(vm, haven.Hold{Reason: haven.HoldGeneration, Detail: fmt.Sprintf("after the restore of the ledger no word yet from %v; 'haven host release' lets one go", awaited)})
+	if hold := generation(s); hold.Reason != "" {
+		m.holdVM(vm, hold)
+		return nil, false
+	}
+	if s.Kept(vm) {
+		// An operator who powers a host off on purpose does not ask for its VMs to
+		// be started elsewhere; he says so when he does.
+		m.holdVM(vm, maintenance(s.Hosts[vm.Freed.Host]))
 		return nil, false
 	}
 	left := m.pause(vm)
@@ -107,7 +113,7 @@ const attemptsWindow = time.Hour
 func (m *Machine) pause(vm *ledger.VM) time.Duration {
 	since := m.now.Sub(m.seen[vm.ID].at)
 	switch vm.Freed.By {
-	case ledger.FreedByProof, ledger.FreedByReboot:
+	case ledger.FreedByProof, ledger.FreedByReboot, ledger.FreedByBeat, ledger.FreedByStop:
 		return -since
 	case ledger.FreedByRefusal:
 		return refusalPause(vm) - since
@@ -199,6 +205,10 @@ func (m *Machine) refuses(s *ledger.State, h *ledger.Host, view HostView) string
 		// fencing, not the restart of VMs whose host is proved dead (P6). A host
 		// that reports and takes orders is good enough for them.
 		return fmt.Sprintf("it is %s", view.Verdict)
+	case h.Maintenance != nil:
+		return "it is in maintenance by " + h.Maintenance.By
+	case view.Quarantine != "":
+		return "it is quarantined: " + view.Quarantine
 	case view.Leave != haven.LeaveNone:
 		return fmt.Sprintf("it is leaving: %s", view.Leave)
 	case view.Refuses != "":

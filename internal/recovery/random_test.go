@@ -125,6 +125,11 @@ func newChaos(t *rapid.T) *chaos {
 	for i := range 4 {
 		c.addVM(fmt.Sprint("v", i), c.world.hosts[c.hosts[i%2]], 1024)
 	}
+	for _, id := range c.hosts {
+		c.cfg.StopsIsolated[id], c.cfg.StopsStorageLost[id] = true, true
+	}
+	c.cfg.StorageLostDelay = 5 * time.Second
+	c.m = New(c.cfg)
 	c.run(10 * time.Second)
 	c.delay = func(Act) time.Duration {
 		if c.calm || c.rng.IntN(4) > 0 {
@@ -167,7 +172,7 @@ func (c *chaos) at(id haven.VMID) *host {
 // event is one thing that happens.
 func (c *chaos) event() {
 	h := c.host("host")
-	kind := c.int(16, "event")
+	kind := c.int(21, "event")
 	c.log("=== event %d on %s", kind, h.id)
 	switch kind {
 	case 0: // the power goes, and somebody notices
@@ -233,6 +238,22 @@ func (c *chaos) event() {
 			return
 		}
 		c.migrate(id, from, to)
+	case 16: // an operator
+		_ = c.apply(ledger.SetMaintenance{Host: h.id, On: c.int(2, "on") == 0, LetGo: c.int(4, "let go") == 0, By: "op", At: c.now})
+	case 17:
+		_ = c.apply(ledger.SetArmed{Armed: c.int(2, "arm") == 0, Now: c.int(3, "now") == 0, By: "op", At: c.now})
+	case 18: // its storage is lost, and a response is configured
+		if h.network && h.on {
+			h.verdict = haven.VerdictStorageLost
+			h.onStop = []string{"", "", "stuck", "forget"}[c.int(4, "stops")]
+		}
+	case 19: // it is cut off, and stops its VMs as configured
+		if h.on && h.agent {
+			h.network, h.verdict = false, haven.VerdictIsolated
+			c.in(time.Duration(c.rng.IntN(9000))*time.Millisecond, func() { c.release(h) })
+		}
+	case 20:
+		h.quarantine = []string{"", "flapping"}[c.int(2, "quarantine")]
 	case 15: // a beat that tells what is true now
 		b := &BeatList{Complete: c.int(4, "complete") > 0, Boot: h.boot, Since: c.now.Add(-time.Second)}
 		for id, info := range h.vms {
@@ -247,6 +268,25 @@ func (c *chaos) event() {
 			h.beat = nil
 		}
 	}
+}
+
+// release is an isolated host that stops its VMs, unless it is not isolated any
+// more. It writes its beat when they are gone.
+func (c *chaos) release(h *host) {
+	if h.network || !h.on || !h.agent || len(h.starting) > 0 {
+		return
+	}
+	b := &BeatList{Complete: true, Boot: h.boot, Since: c.now, Releasing: true}
+	for id, info := range h.vms {
+		switch {
+		case info.State == haven.VMRunning && c.rng.IntN(5) > 0:
+			h.released[id] = true
+			c.set(h, id, haven.VMShutOff, "destroyed")
+		case info.State.Present():
+			b.VMs = append(b.VMs, id)
+		}
+	}
+	h.beat = b
 }
 
 func (c *chaos) migrate(id haven.VMID, from, to *host) {
@@ -274,6 +314,17 @@ func (c *chaos) migrate(id haven.VMID, from, to *host) {
 func (c *chaos) heal() {
 	c.log("=== healed")
 	c.calm = true
+	_ = c.apply(ledger.SetArmed{Armed: true, By: "op", At: c.now})
+	for _, id := range c.hosts {
+		_ = c.apply(ledger.SetMaintenance{Host: id, By: "op", At: c.now})
+		h := c.world.hosts[id]
+		h.quarantine, h.onStop = "", ""
+		for vm, info := range h.vms {
+			if info.State == haven.VMStopping { // the process comes out of the kernel
+				c.set(h, vm, haven.VMShutOff, "destroyed")
+			}
+		}
+	}
 	for _, id := range c.hosts {
 		h := c.world.hosts[id]
 		h.network, h.partial, h.mute, h.onOrder, h.takes, h.beat = true, false, false, "", 300*time.Millisecond, nil

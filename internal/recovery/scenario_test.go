@@ -244,10 +244,47 @@ var deeds = map[string]deed{
 	"migrated": vmDeed(func(w *world, h *host, id haven.VMID, _ []string) { w.set(h, id, haven.VMShutOff, "migrated") }),
 	// master makes another host master. The acts of the old one end unheard.
 	"master": clusterDeed(func(w *world, _ []string) error { w.mastered(); return nil }),
-	"disarm": clusterDeed(func(w *world, _ []string) error { return w.apply(ledger.SetArmed{By: "op", At: w.now}) }),
-	"arm":    clusterDeed(func(w *world, _ []string) error { return w.apply(ledger.SetArmed{Armed: true, By: "op", At: w.now}) }),
+	// disarm [now]
+	"disarm": clusterDeed(func(w *world, f []string) error {
+		return w.apply(ledger.SetArmed{By: "op", At: w.now, Now: f[1] == "now"})
+	}),
+	// maintenance HOST on|off
+	"maintenance": hostDeed(func(w *world, h *host, f []string) {
+		_ = w.apply(ledger.SetMaintenance{Host: h.id, On: f[2] == "on", By: "op", Reason: "new fans", At: w.now})
+	}),
+	// quarantine HOST [WHY] is the detector's word on a host that flaps.
+	"quarantine": hostDeed(func(_ *world, h *host, f []string) { h.quarantine = strings.TrimSpace(strings.Join(f[2:], " ")) }),
+	// response isolation|storage-lost HOST… switches a response on.
+	"response": clusterDeed(func(w *world, f []string) error {
+		for _, id := range f[2:] {
+			if id != "" && f[1] == ResponseIsolation {
+				w.cfg.StopsIsolated[haven.HostID(id)] = true
+			} else if id != "" {
+				w.cfg.StopsStorageLost[haven.HostID(id)] = true
+			}
+		}
+		return nil
+	}),
+	// stops HOST stuck|forget is what becomes of stops there.
+	"stops": hostDeed(func(_ *world, h *host, f []string) { h.onStop = f[2] }),
+	// releases HOST: it stopped its VMs, and its beat says so. The list is of now.
+	"releases": hostDeed(func(w *world, h *host, f []string) {
+		h.beat = &BeatList{Complete: f[2] != "incomplete", Boot: h.boot, Since: w.now, Releasing: true}
+		for id, info := range h.vms {
+			if f[2] == "still" && info.State.Present() {
+				h.beat.VMs = append(h.beat.VMs, id)
+			} else if info.State.Present() {
+				h.released[id] = true
+				w.set(h, id, haven.VMShutOff, "destroyed")
+			}
+		}
+	}),
+	"arm": clusterDeed(func(w *world, _ []string) error { return w.apply(ledger.SetArmed{Armed: true, By: "op", At: w.now}) }),
 	"confirm": hostDeed(func(w *world, h *host, _ []string) {
 		in := w.state.Hosts[h.id].Incident
+		if w.state.Hosts[h.id].Maintenance != nil {
+			_ = w.apply(ledger.SetMaintenance{Host: h.id, LetGo: true, By: "op", At: w.now})
+		}
 		_ = w.apply(ledger.ProveDead{ID: in, Entry: ledger.Entry{At: w.now, What: "op says so"}, Proof: haven.Proof{Kind: haven.ProofOperator, Host: h.id, Boot: h.boot, By: "op", At: w.now}})
 	}),
 	// restore raises the generation, as after a restore of the ledger.

@@ -144,7 +144,7 @@ func (m *Machine) owned(s *ledger.State, vm *ledger.VM) {
 		migrating := info.State == haven.VMMigrating || info.State == haven.VMIncoming || info.State == haven.VMPaused && migration(info)
 		if vm.Desired != ledger.DesiredRunning || vm.Migrating != migrating {
 			m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredRunning, Migrating: migrating})
-		} else if vm.Hold.Reason != haven.HoldRunsTwice {
+		} else if vm.Hold.Reason != haven.HoldRunsTwice && !m.stopping(s, vm) {
 			m.holdVM(vm, haven.Hold{}) // what held it is over
 		}
 	case present == haven.No && (vm.Desired == ledger.DesiredRunning || m.elsewhere(s, vm) != ""):
@@ -172,6 +172,16 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 	case !listed:
 		m.propose(ledger.ForgetVM{VM: vm.ID, Epoch: vm.Epoch})
 		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was undefined by its user and is not protected any more"})
+	case stoppedByUser(info) && m.wasReleased(s, vm, view):
+		// The process is gone by its host's own word; on storage that hangs that
+		// word is not enough, and the answer to a stop is waited for.
+		if view.Verdict == haven.VerdictStorageLost {
+			m.holdVM(vm, unproved("its host's storage is lost"))
+			return
+		}
+		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, By: ledger.FreedByStop, At: m.now, Detail: "it was stopped by a response on its host"})
+		m.notice(Notice{Kind: "vm-released", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by a response on its host, as configured"})
+		m.wake(time.Millisecond)
 	case stoppedByUser(info):
 		m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredStopped})
 		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})

@@ -84,6 +84,11 @@ type host struct {
 	takes    time.Duration
 	beat     *BeatList
 	old      *HostView // the report that counts, when it is not the present one
+	// quarantine is what the detector says; onStop what becomes of a stop: "" ends
+	// the VM, stuck leaves its process in the kernel, forget ends it and the answer
+	// is lost.
+	quarantine, onStop string
+	released           map[haven.VMID]bool
 }
 
 type orderAt struct {
@@ -100,6 +105,8 @@ func newWorld() *world {
 		cfg: Config{
 			Action: haven.ActionOff, Actions: map[haven.HostID]haven.FenceAction{}, Devices: map[haven.HostID]bool{},
 			Cap: fencing.DefaultLimit(), ReportAfter: 3 * time.Second, ReturnAfter: 5 * time.Second, AbsenceAge: 2 * time.Second,
+			StopsIsolated: map[haven.HostID]bool{}, StopsStorageLost: map[haven.HostID]bool{}, StorageLostDelay: 60 * time.Second,
+			HoldAlarmAfter: 5 * time.Minute, HoldAlarmEvery: 10 * time.Minute,
 			UnknownAfter: 10 * time.Second, Limits: vmrestart.PlanLimits{StartsPerHost: 2}, ProtectAll: true,
 		},
 		log: func(string, ...any) {},
@@ -119,6 +126,7 @@ func (w *world) addHost(id haven.HostID, role haven.Role) *host {
 	h := &host{
 		id: id, role: role, state: haven.StateID("s-" + id), on: true, agent: true, network: true, freeMiB: 8192, takes: 300 * time.Millisecond,
 		vms: map[haven.VMID]haven.VMInfo{}, starting: map[haven.VMID]bool{}, orders: map[haven.VMID]orderAt{},
+		released: map[haven.VMID]bool{},
 	}
 	w.hosts[id] = h
 	w.cfg.Devices[id] = true
@@ -136,6 +144,7 @@ func (w *world) bootHost(h *host) {
 	h.boot, h.on, h.agent, h.told = haven.BootID(fmt.Sprintf("%s/%d", h.id, h.boots)), true, true, false
 	h.inc++
 	h.verdict, h.hold, h.leave = "", haven.Hold{}, haven.LeaveNone
+	clear(h.released)
 	w.off(h)
 	h.on = true
 	w.register(h)
@@ -186,6 +195,14 @@ func (w *world) checkCommand(c ledger.Command) {
 			if h.vms[c.Order.VM].State.Present() && h.vms[c.Order.VM].State != "" || h.starting[c.Order.VM] {
 				w.violation("P1: order %s was committed while %s is %q on %s", c.Order.ID, w.names[c.Order.VM], h.vms[c.Order.VM].State, h.id)
 			}
+		}
+	case ledger.FreeVM:
+		if h := w.hosts[c.Host]; h.on && h.boot == c.Boot && h.vms[c.VM].State.Present() && h.vms[c.VM].State != "" {
+			w.violation("P1: %s was freed (%s) while it is %q on %s", w.names[c.VM], c.By, h.vms[c.VM].State, h.id)
+		}
+	case ledger.BeginFence:
+		if w.state.Hosts[w.state.Incidents[c.ID].Host].Maintenance != nil || w.state.Disarm != nil {
+			w.violation("P6: %s is fenced while it is held back", c.ID)
 		}
 	case ledger.ProveDead:
 		if h := w.hosts[c.Proof.Host]; h.on && h.boot == c.Proof.Boot {
@@ -331,7 +348,8 @@ func (w *world) view(h *host) (v HostView) {
 	if !v.Connected {
 		return v
 	}
-	v.Inventory, v.Refuses = w.inventory(h), h.refuses
+	v.Inventory, v.Refuses, v.Quarantine = w.inventory(h), h.refuses, h.quarantine
+	v.Released = slices.Sorted(maps.Keys(h.released))
 	defer func() {
 		if h.old != nil {
 			v.Inventory, v.Load = h.old.Inventory, h.old.Load
@@ -403,6 +421,9 @@ func (w *world) set(h *host, id haven.VMID, state haven.VMState, reason string) 
 	info := h.vms[id]
 	info.State, info.Reason = state, reason
 	h.vms[id] = info
+	if state == haven.VMRunning {
+		delete(h.released, id) // it was started since
+	}
 }
 
 // start is the VM manager that carries out a start, or a user's hand.
@@ -412,6 +433,7 @@ func (w *world) start(h *host, id haven.VMID) {
 			w.violation("P1: %s starts on %s while it is %s on %s", w.names[id], h.id, s, other.id)
 		}
 	}
+	delete(h.released, id)
 	mib := uint64(0)
 	if vm := w.state.VMs[id]; vm != nil {
 		mib = vm.MemoryMiB
@@ -461,6 +483,9 @@ func (w *world) act(a Act) {
 				end(Done{Inventory: &inv})
 			})
 		})
+	case Stop:
+		w.log("act    stop %s on %s", w.names[a.VM], a.Host)
+		w.in(w.delay(a), func() { w.stop(a, end) })
 	case Send:
 		w.in(w.delay(a), func() { w.deliver(a, end) })
 	case Fetch:
@@ -483,7 +508,7 @@ func (w *world) actFence(a Fence, reign int, end func(Done)) {
 	w.in(after, func() {
 		in := w.state.Incidents[a.Incident]
 		attempt, pending := in.Pending()
-		if h.on && (reign != w.reign || !pending || attempt.N != a.N || !in.Open() || w.state.Hosts[a.Host].Boot != a.Boot || w.state.Disarm != nil || h.verdict != haven.VerdictFailed && h.verdict != haven.VerdictDead) {
+		if h.on && (reign != w.reign || !pending || attempt.N != a.N || !in.Open() || w.state.Hosts[a.Host].Boot != a.Boot || w.state.Stopped(in.ID) || h.verdict != haven.VerdictFailed && h.verdict != haven.VerdictDead) {
 			end(Done{Err: errors.New("not permitted: it came back, or the ledger does not ask for it any more"), Detail: "not permitted"})
 			return
 		}
@@ -494,6 +519,30 @@ func (w *world) actFence(a Fence, reign int, end func(Done)) {
 		w.off(h)
 		end(Done{Detail: detail, Proof: &haven.Proof{Kind: haven.ProofPowerOff, Host: a.Host, Boot: a.Boot, By: string(w.self), At: w.now, Detail: detail}})
 	})
+}
+
+// stop is an agent that is asked to end a VM.
+func (w *world) stop(a Stop, end func(Done)) {
+	h := w.hosts[a.Host]
+	if !h.on || !h.agent || !h.network || h.mute || h.boot != a.Boot {
+		end(Done{Err: haven.ErrUnavailable})
+		return
+	}
+	h.released[a.VM] = true
+	if h.onStop == "stuck" {
+		w.set(h, a.VM, haven.VMStopping, "")
+		end(Done{Gone: haven.No, Detail: "its process is still there"})
+		return
+	}
+	if h.vms[a.VM].State.Present() {
+		w.set(h, a.VM, haven.VMShutOff, "destroyed")
+		w.log("       %s ends on %s", w.names[a.VM], a.Host)
+	}
+	if h.onStop == "forget" {
+		end(Done{Err: haven.ErrUnavailable})
+		return
+	}
+	end(Done{Gone: haven.Yes, Detail: "shut off, and no process of it"})
 }
 
 // deliver is an agent that takes an order.
@@ -576,6 +625,9 @@ func summary(w *world, c ledger.Command, err error) string {
 		if c.Hold != nil {
 			s += ", held: " + cmp.Or(c.Hold.Reason, "no more")
 		}
+		if c.Response != "" {
+			s += ", response: " + c.Response
+		}
 	case ledger.BeginFence:
 		s = fmt.Sprintf("fence %s, attempt %d", c.ID, c.Attempt.N)
 	case ledger.EndFence:
@@ -594,6 +646,19 @@ func summary(w *world, c ledger.Command, err error) string {
 		s = fmt.Sprintf("move %s to %s, absent from %s", name(c.VM), c.Host, absentees(c.Absent))
 	case ledger.FreeVM:
 		s = fmt.Sprintf("free %s: gone from %s (%s)", name(c.VM), c.Host, c.Detail)
+		if c.By != "" {
+			s = fmt.Sprintf("free %s: %s, %s", name(c.VM), c.By, c.Host)
+		}
+	case ledger.RecordDecisions:
+		for i, d := range c.Decisions {
+			if i > 0 {
+				s += "; "
+			}
+			s += fmt.Sprintf("decision %s: %s → %s", d.Host, cmp.Or(string(d.From), "-"), d.To)
+			if d.LeftOut > 0 {
+				s += fmt.Sprintf(" (%d left out)", d.LeftOut)
+			}
+		}
 	case ledger.HoldVM:
 		s = fmt.Sprintf("hold %s: %s", name(c.VM), cmp.Or(c.Hold.Reason, "no more"))
 	case ledger.CommitOrder:
