@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"syscall"
 	"time"
@@ -29,23 +28,19 @@ type session struct {
 	spent bool          // the connection failed; the next operation takes a new one
 }
 
-// Times of librados. A touch must be back before the parent loses patience.
-const (
-	// leastLimit is the least time that a touch is given.
-	leastLimit = 20 * time.Millisecond
-	// unbounded is the limit when nobody set one.
-	unbounded = 30 * time.Second
-)
+// unbounded is the limit when nobody set one.
+const unbounded = 30 * time.Second
 
 // limitOf is how long the next touch may take: what the context leaves, less a
-// tenth for the way back.
+// tenth for the way back. Librados counts whole seconds, and takes 0 for ever; so
+// below one second it is up to the parent to end the process.
 func limitOf(ctx context.Context) time.Duration {
 	end, ok := ctx.Deadline()
 	if !ok {
 		return unbounded
 	}
 	left := time.Until(end)
-	return max(left-left/10, leastLimit)
+	return max((left - left/10).Truncate(time.Second), time.Second)
 }
 
 // ready returns what reads and writes the place, with its limits set for the next
@@ -97,10 +92,7 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	limit := limitOf(ctx)
 	for option, value := range map[string]string{
-		// Whole seconds in some releases.
-		"client_mount_timeout": strconv.Itoa(int(math.Ceil(limit.Seconds()))),
-		"rados_mon_op_timeout": seconds(limit),
-		"rados_osd_op_timeout": seconds(limit),
+		"client_mount_timeout": seconds(limit), "rados_mon_op_timeout": seconds(limit), "rados_osd_op_timeout": seconds(limit),
 		// The child has nowhere to write; its parent logs what comes back.
 		"log_to_stderr": "false", "log_file": "", "admin_socket": "",
 	} {
@@ -119,8 +111,8 @@ func (s *session) connect(ctx context.Context) error {
 // operations when they begin.
 func (s *session) bound(ctx context.Context) error {
 	limit := limitOf(ctx)
-	if diff := (limit - s.limit).Abs(); diff < limit/20 {
-		return nil // Not worth it.
+	if limit == s.limit {
+		return nil
 	}
 	for _, option := range []string{"rados_osd_op_timeout", "rados_mon_op_timeout"} {
 		if err := s.conn.SetConfigOption(option, seconds(limit)); err != nil {
@@ -131,7 +123,7 @@ func (s *session) bound(ctx context.Context) error {
 	return nil
 }
 
-func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 3, 64) }
+func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
 
 // verdict says what an error means for the connection, and to the parent. What
 // the storage answered is fine; after anything else the connection may be one

@@ -28,6 +28,9 @@ func (s *store) Init(ctx context.Context, o storagebeat.InitOptions) (storagebea
 	if err != nil {
 		return storagebeat.Identity{}, err
 	}
+	if err := s.replicated(ctx); err != nil {
+		return storagebeat.Identity{}, err
+	}
 	old, err := s.readHead(ctx)
 	switch {
 	case err == nil && o.Replace == old.id.Cluster:
@@ -48,6 +51,26 @@ func (s *store) Init(ctx context.Context, o storagebeat.InitOptions) (storagebea
 		return storagebeat.Identity{}, fmt.Errorf("write identity: %w", err)
 	}
 	return id, s.removeBeats(ctx, old.names)
+}
+
+// errCoded is the reason for which a pool cannot be a store.
+var errCoded = errors.New("the pool is erasure-coded and has no omaps; a store needs a replicated one")
+
+// replicated refuses a pool whose kind is known not to do. Of one with erasure
+// coding and overwrites Ceph tells only when the omap is written.
+func (s *store) replicated(ctx context.Context) error {
+	pool, err := s.session.ready(ctx)
+	if err != nil {
+		return err
+	}
+	aligned, err := pool.RequiresAlignment()
+	if err != nil {
+		return fmt.Errorf("ask what pool it is: %w", s.session.verdict(err))
+	}
+	if aligned {
+		return fmt.Errorf("pool %s: %w", s.session.place.Pool, errCoded)
+	}
+	return nil
 }
 
 func (s *store) notEmpty(object string) error {
@@ -102,7 +125,7 @@ func (s *store) putIdentity(ctx context.Context, text, old []byte) error {
 	case errors.Is(err, ceph.ErrObjectExists), code(err) == compareFailed, errors.Is(err, ceph.ErrNotFound):
 		return fmt.Errorf("somebody else makes a store here: %w", storagebeat.ErrNotEmpty)
 	case unsupported(err):
-		return fmt.Errorf("pool %s has no omaps: a store needs a replicated pool: %w", s.session.place.Pool, err)
+		return fmt.Errorf("pool %s: %w: %w", s.session.place.Pool, errCoded, err)
 	}
 	return s.session.verdict(err)
 }
