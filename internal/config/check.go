@@ -198,6 +198,9 @@ func (k *checker) stores() {
 		if s.Path != "" && (s.Path == k.c.DataDir || strings.HasPrefix(s.Path, k.c.DataDir+"/")) {
 			k.wrong("is inside data_dir, on the host's own disk", "a store must be shared by all hosts: name a directory on shared storage", key+".path")
 		}
+		if s.Type == "block" && strings.HasPrefix(s.Path, "/dev/sd") {
+			k.warn("is a name that another disk may have after the next boot", "name it by /dev/disk/by-id: another disk is never taken for the store, but then the store is missing", key+".path")
+		}
 	}
 	switch {
 	case len(b.Stores) > 0 && k.c.FenceWithoutStore:

@@ -99,7 +99,7 @@ type Heartbeat struct {
 // Store is one place where beats are written.
 type Store struct {
 	Name string
-	Type string // dir
+	Type string // dir or block
 	Path string
 }
 

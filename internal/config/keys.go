@@ -108,8 +108,8 @@ func (h *Heartbeat) keys() []field {
 func (s *Store) keys() []field {
 	return []field{
 		must(name("name", &s.Name, "Name of the store, in beats, verdicts and messages.")),
-		must(word("type", &s.Type, []string{"dir"}, []string{"block"}, "What it is. dir is a directory on anything mounted: NFS, CephFS, GFS2, Gluster.")),
-		must(file("path", &s.Path, "Where it is. Of a dir: a directory on the shared file system, not its mount point, so that an unmounted one is noticed.")),
+		must(word("type", &s.Type, []string{"dir", "block"}, nil, "What it is. dir is a directory on anything mounted: NFS, CephFS, GFS2, Gluster. block is a block device that all hosts share and nothing else uses: a LUN, a mapped RBD. It needs 2 MiB.")),
+		must(file("path", &s.Path, "Where it is. Of a dir: a directory on the shared file system, not its mount point, so that an unmounted one is noticed. Of a block: the device, by a name that stays, such as one in /dev/disk/by-id or /dev/mapper.")),
 	}
 }
 
