@@ -2,7 +2,18 @@
 
 package stores
 
-import "github.com/haven-ha/haven/storagebeat"
+import (
+	"github.com/haven-ha/haven/storagebeat"
+	"github.com/haven-ha/haven/storagebeat/rados"
+)
 
-// tagged returns the kinds that need a build tag; this build has none of them.
-func tagged() []storagebeat.Type { return nil }
+// withCeph says whether this build can use pools of Ceph.
+const withCeph = false
+
+// tagged returns the kinds that need a build tag, which say so when they are opened.
+func tagged() []storagebeat.Type {
+	return []storagebeat.Type{{
+		Name: storagebeat.TypeRados,
+		Open: func(storagebeat.OpenOptions) (storagebeat.Backend, error) { return nil, rados.ErrNotBuilt },
+	}}
+}
