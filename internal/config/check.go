@@ -69,6 +69,7 @@ func (k *checker) relations() {
 		return
 	}
 	k.members()
+	k.responses()
 	k.addresses()
 	k.fencing()
 	k.massFailure()

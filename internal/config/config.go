@@ -29,6 +29,9 @@ type Config struct {
 	// helper alone when no store is configured.
 	FenceWithoutStore bool
 	Restart           Restart
+	Response          Response
+	Holds             Holds
+	Recorder          Recorder
 	Hosts             map[haven.HostID]Host
 
 	// Warnings are what is allowed and yet worth a second thought.
@@ -174,6 +177,12 @@ type Restart struct {
 	MemoryReserveMiB  int    // per host
 }
 
+// Recorder bounds the recordings of incidents.
+type Recorder struct {
+	Keep   int // files; 0: nothing is recorded
+	MaxMiB int // all files together
+}
+
 // Host is one host's effective view: the cluster's defaults, overridden by what
 // its own section says.
 type Host struct {
@@ -182,6 +191,8 @@ type Host struct {
 	Zone    string
 	Role    haven.Role
 	Fencing HostFencing
+	// Response is all-off for a witness.
+	Response HostResponse
 }
 
 // HostFencing says how one host is fenced.

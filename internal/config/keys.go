@@ -34,6 +34,9 @@ func (c *Config) keys(actions []haven.FenceAction) []field {
 		section("fencing", "How a failed host is made certainly dead.", c.Fencing.keys(actions)),
 		boolean("fence_without_store", &c.FenceWithoutStore, "With no store configured, fence a host because the network and the helper are silent, although nothing says that its VMs stopped writing. Without it such a host is fenced only when its VMs' disks are seen to be idle."),
 		section("restart", "How VMs are started again.", c.Restart.keys()),
+		section("response", "What is done about a host that lives and is in trouble. By default nothing is: its VMs run on.", c.Response.keys()),
+		section("holds", "When what holds recovery back becomes an alarm.", c.Holds.keys()),
+		section("recorder", "The flight recorder: as master, the agent keeps what it saw and concluded around each incident, in data_dir/flight, for \"haven replay\".", c.Recorder.keys()),
 		must(table("hosts", "section of hosts", "All hosts of the cluster, by name. A host's name is its host name, unless the agent is started with another.", checkHostName, func(n string) ([]field, func()) { return c.hostKeys(n, actions) })),
 	}
 }
@@ -186,6 +189,13 @@ func (r *Restart) keys() []field {
 	}
 }
 
+func (r *Recorder) keys() []field {
+	return []field{
+		integer("keep", &r.Keep, 0, 1000, "Number of recordings that are kept on each host; the oldest are removed. With 0 nothing is recorded."),
+		integer("max_mib", &r.MaxMiB, 4, 16384, "Size of all recordings on a host together, in MiB. One recording may take a quarter of it, and says so when it ends for that reason. An incident of 50 hosts takes one to three MiB."),
+	}
+}
+
 func checkHostName(s string) error {
 	_, err := haven.ParseHostID(s)
 	return err
@@ -196,7 +206,8 @@ func checkHostName(s string) error {
 func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func()) {
 	h := Host{
 		ID: haven.HostID(n), Role: haven.RoleHypervisor,
-		Fencing: HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices)},
+		Fencing:  HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices)},
+		Response: HostResponse{Isolation: c.Response.Isolation.Action, StorageLost: c.Response.StorageLost.Action},
 	}
 	fields := []field{
 		must(address("address", &h.Address, "The host's address on the management network.")),
@@ -207,10 +218,12 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 			levels("levels", &h.Fencing.Levels, "As fencing.levels."),
 			deviceTable(h.Fencing.Devices, c.Fencing.Devices, "The host's devices. Keys that are not given come from the cluster's device of the same name."),
 		}),
+		section("response", "What differs for this host; the cluster's response section stands for the rest.", h.Response.keys()),
 	}
 	return fields, func() {
 		if h.Role == haven.RoleWitness {
 			h.Fencing = HostFencing{Action: haven.ActionNone}
+			h.Response = HostResponse{Isolation: IsolationLeave, StorageLost: StorageLostReport}
 		}
 		c.Hosts[h.ID] = h
 	}

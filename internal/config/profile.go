@@ -42,7 +42,11 @@ func Default(p Profile) *Config {
 			Devices:       map[string]Device{},
 		},
 		Restart: Restart{Protect: "all", MaxStartsInFlight: 4, MemoryReserveMiB: 512},
-		Hosts:   map[haven.HostID]Host{},
+
+		Response: defaultResponse(), Holds: Holds{AlarmAfter: time.Minute, RepeatEvery: 10 * time.Minute},
+
+		Recorder: Recorder{Keep: 50, MaxMiB: 64},
+		Hosts:    map[haven.HostID]Host{},
 	}
 	c.setTimes(p)
 	return c
