@@ -53,6 +53,9 @@ type Agent struct {
 	loop      loopWatch
 	quiet     *quiet
 	asked     asked
+	disks     *diskWatches // suspects whose disks are read here
+	// diskEvidence is what was told of suspects' disks to this agent as master.
+	diskEvidence *diskEvidence
 
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery] // set while this agent is master and ready
@@ -86,6 +89,7 @@ func New(d Deps) (a *Agent, err error) {
 		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error
+	a.disks, a.diskEvidence = newDiskWatches(d.Config.Detection.DiskIdle, d.Config.Detection.DiskRepeats), newDiskEvidence()
 	defer func() {
 		for i := len(opened) - 1; err != nil && i >= 0; i-- {
 			err = errors.Join(err, opened[i]())
@@ -229,6 +233,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		part("orders", quietly(a.executor.Run))
 	}
 	part("inventory", quietly(a.watch.run))
+	if a.d.Disks != nil {
+		part("disks of suspects", quietly(a.watchDisks))
+	}
 	part("bootstrap", a.bootstrap)
 	part("voters", quietly(a.keepVoters))
 	part("judgement", quietly(a.judgeLoop))

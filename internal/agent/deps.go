@@ -38,7 +38,9 @@ type Deps struct {
 	// Hypervisor is nil on a witness.
 	Hypervisor Hypervisor
 	// Probe reads VM disks without being able to hang the agent; nil on a witness.
-	Probe  vmrestart.Prober
+	Probe vmrestart.Prober
+	// Disks tells of the disks of other hosts' VMs; nil for nothing.
+	Disks  Disks
 	Stores []Store
 	// Fences is every host's ladder of fence devices.
 	Fences map[haven.HostID][][]FenceDevice

@@ -141,6 +141,9 @@ func (a *Agent) inquire(ctx context.Context, h detector.Judgement) {
 			limit = min(limit, probeAfterOff)
 		}
 		a.probeAround(ctx, h.Host, h.WantProbes, h.WantNeighbours, limit)
+		if h.Suspected {
+			a.askDisks(ctx, h.Host)
+		}
 	}
 	if h.WantPower || a.power.unread(h.Host) {
 		a.readPower(ctx, h.Host)
@@ -286,6 +289,7 @@ func (a *Agent) addNeighbours(in *detector.Input, now time.Time) {
 	index := map[haven.HostID]int{}
 	for i, h := range in.Hosts {
 		index[h.ID] = i
+		in.Hosts[i].Disks = a.diskEvidence.view(h.ID)
 	}
 	for _, id := range a.ev.connected(now.Add(-a.cfg.Detection.Silence)) {
 		rep, _ := a.ev.view(id)

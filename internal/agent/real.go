@@ -99,6 +99,9 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	if d.Fences, err = r.fences(); err != nil {
 		return d, nil, err
 	}
+	if d.Disks, err = r.openDisks(&closers); err != nil {
+		return d, nil, err
+	}
 	if self.Role != haven.RoleWitness {
 		if err = r.openHost(&d, &closers); err != nil {
 			return d, nil, err

@@ -44,6 +44,9 @@ func (a *Agent) peerRoutes() []api.Route {
 		host("POST "+client.PathProbe, client.MaxSmallBytes, taking(func(ctx context.Context, _ haven.HostID, q *client.ProbeRequest) (client.ProbeAnswer, error) {
 			return a.Probe(ctx, *q)
 		})),
+		host("POST "+client.PathDisks, client.MaxDisksBytes, taking(func(ctx context.Context, from haven.HostID, q *client.DiskRequest) (client.DiskAnswer, error) {
+			return a.DiskActivity(ctx, from, *q)
+		})),
 		host("POST "+client.PathConfirm, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.ConfirmRequest) (client.ConfirmAnswer, error) {
 			return a.Confirm(ctx, from, *q)
 		})),

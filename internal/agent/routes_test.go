@@ -30,6 +30,7 @@ var rights = map[string]string{
 	"GET /v1/agent/vms/{vm}/definition":     "host",
 	"POST /v1/agent/orders":                 "host",
 	"POST /v1/agent/probe":                  "host",
+	"POST /v1/agent/disks":                  "host",
 	"POST /v1/agent/confirm":                "host",
 	"POST /v1/agent/promise":                "host",
 	"POST /v1/agent/withdrawn":              "host",

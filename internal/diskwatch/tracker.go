@@ -119,6 +119,8 @@ type Sight struct {
 	Quiet time.Duration
 	// Span is, with No, for how long every disk was found the same.
 	Span time.Duration
+	// Seen is how many of the files the last look could tell of.
+	Seen int
 	// Why explains it in one line.
 	Why string
 }
@@ -126,9 +128,13 @@ type Sight struct {
 // Look concludes what is known at an instant.
 func (t *Tracker) Look(now time.Duration) Sight {
 	var last, changed *file
+	seen := 0
 	for _, f := range t.files {
 		if !f.any || f.tried > now {
 			continue
+		}
+		if f.err == "" {
+			seen++
 		}
 		if last == nil || f.tried > last.tried {
 			last = f
@@ -138,9 +144,9 @@ func (t *Tracker) Look(now time.Duration) Sight {
 		}
 	}
 	if changed != nil {
-		return t.sawChange(last.tried, changed)
+		return t.sawChange(last.tried, seen, changed)
 	}
-	s := Sight{At: now}
+	s := Sight{At: now, Seen: seen}
 	if last != nil {
 		s.At = last.tried
 	}
@@ -167,8 +173,8 @@ func (t *Tracker) active(f *file, now time.Duration) bool {
 	return f.changed && now-f.changedAt < t.cfg.Idle
 }
 
-func (t *Tracker) sawChange(at time.Duration, f *file) Sight {
-	s := Sight{Active: haven.Yes, At: at, Quiet: at - f.changedAt}
+func (t *Tracker) sawChange(at time.Duration, seen int, f *file) Sight {
+	s := Sight{Active: haven.Yes, At: at, Quiet: at - f.changedAt, Seen: seen}
 	for _, d := range t.disks {
 		if t.files[d.Path] == f {
 			s.Why = fmt.Sprintf("disk %s of VM %s changed", d.Path, d.VM)
