@@ -54,6 +54,9 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		to := recovery.Instruct(s, r.Host, rep.inventory)
 		ack.Protected, ack.SetAside = to.Protected, to.SetAside
+		if h := s.Hosts[r.Host]; h != nil {
+			ack.Slot = h.Slot
+		}
 	})
 	if news {
 		a.kick()

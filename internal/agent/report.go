@@ -151,6 +151,7 @@ func (a *Agent) obey(ack client.Ack) {
 		return
 	}
 	a.ev.ack(ack.Master, a.bootOf(ack.Master), time.Now())
+	a.useSlot(ack.Slot)
 	a.setTold()
 	select { // Nobody else sends, so there is room after this.
 	case <-a.standing:

@@ -119,6 +119,8 @@ type Ack struct {
 	WantInventory bool         `json:"want_inventory,omitempty"`
 	Protected     []haven.VMID `json:"protected,omitempty"`
 	SetAside      []haven.VMID `json:"set_aside,omitempty"`
+	// Slot is the agent's place on stores with numbered places; 0 when it has none.
+	Slot uint16 `json:"slot,omitempty"`
 	// Every is how long to wait before the next report.
 	Every Millis `json:"every_ms"`
 }
