@@ -61,8 +61,13 @@ type site struct {
 // options change what newSite builds. Without them everything is as shipped, but
 // for the start-up grace: minutes of waiting would prove nothing more.
 type options struct {
-	hosts   int
-	fencing string // one more key of the section fencing
+	hosts     int
+	fencing   string // one more key of the section fencing
+	twoStores bool
+	// programs is where other builds of the programs are; empty is as shipped.
+	programs string
+	// env is the environment of a host's programs.
+	env func(lab.HostInfo) ([]string, error)
 }
 
 // newSite builds a lab with a cluster of Haven on it and waits until it is whole.
@@ -78,9 +83,12 @@ func newSite(t testing.TB, o options) *site {
 	gossip := make([]byte, 32)
 	_, err = rand.Read(gossip)
 	s.ok(err)
+	if o.programs == "" {
+		o.programs = binaries
+	}
 	infos := make([]lab.HostInfo, 0, o.hosts)
 	s.lab, err = lab.New(t.Context(), lab.Config{
-		Hosts: o.hosts,
+		Hosts: o.hosts, TwoStores: o.twoStores,
 		Programs: func(h lab.HostInfo) ([]lab.Program, error) {
 			// Each host's file names all hosts, so it is written when all are known.
 			if infos = append(infos, h); len(infos) == o.hosts {
@@ -88,9 +96,16 @@ func newSite(t testing.TB, o options) *site {
 					return nil, err
 				}
 			}
+			var env []string
+			if o.env != nil {
+				var err error
+				if env, err = o.env(h); err != nil {
+					return nil, err
+				}
+			}
 			return []lab.Program{
-				{Name: "haven-helper", Args: []string{binaries + "/haven-helper", "--host", h.Name}, RestartAfter: time.Second},
-				{Name: "havend", Args: []string{binaries + "/havend", "--host", h.Name}, RestartAfter: time.Second},
+				{Name: "haven-helper", Args: []string{o.programs + "/haven-helper", "--host", h.Name}, Env: env, RestartAfter: time.Second},
+				{Name: "havend", Args: []string{o.programs + "/havend", "--host", h.Name}, Env: env, RestartAfter: time.Second},
 			}, nil
 		},
 	})
@@ -103,13 +118,23 @@ func newSite(t testing.TB, o options) *site {
 			t.Error(err)
 		}
 	})
-	s.initStore()
+	s.initStore(s.lab.ExportDir())
+	if o.twoStores {
+		s.initStore(s.lab.SecondExportDir())
+	}
 	s.connect()
 	return s
 }
 
+// shortGrace is the one key that differs from what is shipped.
+const shortGrace = "start_up_grace: 3s"
+
 // writeConfigs puts the cluster's one file, and what it names, on every host.
 func (s *site) writeConfigs(infos []lab.HostInfo, o options, gossip string) error {
+	stores := "{name: nfs1, type: dir, path: " + lab.HostStorePath + "/.haven}"
+	if o.twoStores {
+		stores += ", {name: nfs2, type: dir, path: " + lab.HostSecondStorePath + "/.haven}"
+	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `
 cluster: lab
@@ -117,15 +142,15 @@ gossip: {key_file: /etc/haven/gossip.key}
 api: {ca_file: /etc/haven/ca.pem, cert_file: /etc/haven/host.pem, key_file: /etc/haven/host.key}
 helper: {cert_file: /etc/haven/host.pem, key_file: /etc/haven/host.key, username: haven, password_file: /etc/haven/helper.password}
 log: {level: debug}
-heartbeat: {stores: [{name: nfs1, type: dir, path: /srv/.haven}]}
-detection: {start_up_grace: 3s}
+heartbeat: {stores: [%s]}
+detection: {%s}
 fencing:
   action: off
   levels: [[bmc]]
   devices: {bmc: {driver: ipmi}}
   %s
 hosts:
-`, o.fencing)
+`, stores, shortGrace, o.fencing)
 	for _, h := range infos {
 		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s, username: %s, password_file: /etc/haven/bmc-%s.password}}}}\n",
 			h.Name, h.Address, h.BMCAddress, h.BMCUser, h.Name)
@@ -155,9 +180,9 @@ hosts:
 	return nil
 }
 
-func (s *site) initStore() {
+func (s *site) initStore(export string) {
 	s.t.Helper()
-	path := filepath.Join(s.lab.ExportDir(), ".haven")
+	path := filepath.Join(export, ".haven")
 	s.ok(os.MkdirAll(path, 0o755))
 	child, err := storagebeat.NewChild(storagebeat.ChildConfig{
 		Command: []string{binaries + "/havend", "store-child"}, Path: path, Cluster: "lab", Timeout: 10 * time.Second,
@@ -296,18 +321,24 @@ func (s *site) guests(h *lab.Host, names ...string) []*lab.Guest {
 	s.t.Helper()
 	var all []*lab.Guest
 	for _, name := range names {
-		g, err := s.lab.NewGuest(lab.GuestConfig{Name: name})
-		s.ok(err)
-		s.ok(g.Define(s.t.Context(), h))
-		s.ok(g.Start(s.t.Context(), h))
-		ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
-		_, err = g.WaitWrite(ctx, 0)
-		cancel()
-		s.ok(err)
-		all = append(all, g)
+		all = append(all, s.guest(h, lab.GuestConfig{Name: name}))
 	}
 	s.protected(h, all...)
 	return all
+}
+
+// guest starts a VM on a host and waits until it writes.
+func (s *site) guest(h *lab.Host, c lab.GuestConfig) *lab.Guest {
+	s.t.Helper()
+	g, err := s.lab.NewGuest(c)
+	s.ok(err)
+	s.ok(g.Define(s.t.Context(), h))
+	s.ok(g.Start(s.t.Context(), h))
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	defer cancel()
+	_, err = g.WaitWrite(ctx, 0)
+	s.ok(err)
+	return g
 }
 
 func (s *site) protected(h *lab.Host, guests ...*lab.Guest) {
@@ -410,15 +441,22 @@ func (s *site) incident(h *lab.Host, but ...*lab.Host) client.Incident {
 // verdict waits until the master judges a host in a way.
 func (s *site) verdict(limit time.Duration, h *lab.Host, want haven.Verdict, but ...*lab.Host) client.Host {
 	s.t.Helper()
+	return s.verdictAmong(limit, h, []haven.Verdict{want}, but...)
+}
+
+// verdictAmong waits until the master judges a host in one of some ways.
+func (s *site) verdictAmong(limit time.Duration, h *lab.Host, want []haven.Verdict, but ...*lab.Host) client.Host {
+	s.t.Helper()
 	var out client.Host
-	ask(s, limit, "/v1/hosts", fmt.Sprintf("%s judged %s", h.Name, want), func(hosts []client.Host) bool {
+	ask(s, limit, "/v1/hosts", fmt.Sprintf("%s judged %v", h.Name, want), func(hosts []client.Host) bool {
 		for _, v := range hosts {
 			if string(v.Host) == h.Name {
 				out = v
-				return v.Verdict == want
+				return slices.Contains(want, v.Verdict)
 			}
 		}
 		return false
 	}, but...)
+	s.t.Logf("%s is judged %s: %s", h.Name, out.Verdict, out.Explanation)
 	return out
 }
