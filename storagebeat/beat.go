@@ -78,11 +78,14 @@ type Beat struct {
 	// Interval is the time the writer means to leave between two beats.
 	Interval time.Duration `json:"interval_ns"`
 
-	Term        haven.Term        `json:"term"`             // the highest it has seen
-	Master      haven.HostID      `json:"master,omitempty"` // which master it sees; empty when none
-	KnowsLedger bool              `json:"knows_ledger"`     // it is, or was, part of a cluster that has a ledger
-	Isolated    bool              `json:"isolated"`         // it sees nobody on the network
-	Left        haven.LeaveReason `json:"left,omitempty"`   // set in the last beat before a stop on purpose
+	Term        haven.Term   `json:"term"`             // the highest it has seen
+	Master      haven.HostID `json:"master,omitempty"` // which master it sees; empty when none
+	KnowsLedger bool         `json:"knows_ledger"`     // it is, or was, part of a cluster that has a ledger
+	Isolated    bool         `json:"isolated"`         // it sees nobody on the network
+	// Releasing says that it is isolated and stops its VMs, as configured: those
+	// that are not among VMs are gone, and it does not start them again by itself.
+	Releasing bool              `json:"releasing,omitempty"`
+	Left      haven.LeaveReason `json:"left,omitempty"` // set in the last beat before a stop on purpose
 	// Watchdog is the timeout of the armed watchdog, or 0 when none is armed.
 	Watchdog time.Duration `json:"watchdog_ns,omitempty"`
 

@@ -57,6 +57,7 @@ const (
 	flagIsolated uint32 = 1 << iota
 	flagKnowsLedger
 	flagComplete
+	flagReleasing
 )
 
 var recordMagic = [8]byte{'H', 'A', 'V', 'E', 'N', 'B', 'T', '\n'}
@@ -134,6 +135,9 @@ func flagsOf(b Beat, all bool) uint32 {
 	}
 	if b.KnowsLedger {
 		f |= flagKnowsLedger
+	}
+	if b.Releasing {
+		f |= flagReleasing
 	}
 	if b.Complete && all {
 		f |= flagComplete
@@ -226,6 +230,7 @@ func unpack(r []byte) (Beat, error) {
 		Isolated:    flags&flagIsolated != 0,
 		KnowsLedger: flags&flagKnowsLedger != 0,
 		Complete:    flags&flagComplete != 0,
+		Releasing:   flags&flagReleasing != 0,
 	}
 	for i := range int(count) {
 		b.VMs = append(b.VMs, haven.VMID(formatUUID([16]byte(r[offVMs+16*i:]))))

@@ -231,6 +231,7 @@ func drawBeat(t *rapid.T) Beat {
 		Isolated:    rapid.Bool().Draw(t, "isolated"),
 		KnowsLedger: rapid.Bool().Draw(t, "ledger"),
 		Complete:    rapid.Bool().Draw(t, "complete"),
+		Releasing:   rapid.Bool().Draw(t, "releasing"),
 	}
 	for range rapid.IntRange(0, 5).Draw(t, "vms") {
 		b.VMs = append(b.VMs, haven.VMID(formatUUID(uuid("vm"))))
