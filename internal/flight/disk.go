@@ -20,6 +20,8 @@ type Disk interface {
 	Create(name string) (File, error)
 	Rename(from, to string) error
 	Remove(name string) error
+	// Path is where a file is, for people. It does no I/O.
+	Path(name string) string
 }
 
 // File is one recording that is being written. Write appends.
@@ -76,6 +78,9 @@ func (d Dir) Create(name string) (File, error) {
 func (d Dir) Rename(from, to string) error {
 	return os.Rename(filepath.Join(string(d), from), filepath.Join(string(d), to))
 }
+
+// Path implements Disk.
+func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
 
 // Remove implements Disk.
 func (d Dir) Remove(name string) error { return os.Remove(filepath.Join(string(d), name)) }

@@ -116,13 +116,14 @@ func (r *Recorder) take(b *block) {
 	}
 }
 
-// File returns the name of the newest recording of an incident that this agent
-// wrote, or is writing, since it started or before.
+// File returns where the newest recording of an incident is that this agent
+// wrote, or is writing, since it started or before. While it is being written its
+// name ends in .part.
 func (r *Recorder) File(id haven.IncidentID) (string, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	name, ok := r.files[id]
-	return name, ok
+	return r.cfg.Disk.Path(name), ok
 }
 
 // Run records until the context ends. It returns when everything is written, or

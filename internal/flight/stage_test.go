@@ -201,6 +201,8 @@ func (d *memDisk) Rename(from, to string) error {
 	return nil
 }
 
+func (d *memDisk) Path(name string) string { return name }
+
 func (d *memDisk) Remove(name string) error {
 	if err := d.before("remove", name); err != nil {
 		return err
