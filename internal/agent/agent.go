@@ -20,6 +20,7 @@ import (
 	"github.com/haven-ha/haven/internal/api"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/tlsmux"
 	"github.com/haven-ha/haven/storagebeat"
@@ -45,6 +46,7 @@ type Agent struct {
 	executor  *vmrestart.Executor
 	watch     *watcher
 	detector  *detector.Machine
+	recorder  *flight.Recorder // nil: nothing is recorded
 	power     *power
 	relays    *relays
 	// ownFences are the devices by this agent's own way; d.Fences has both ways.
@@ -105,6 +107,9 @@ func New(d Deps) (a *Agent, err error) {
 	a.lists = newBeatLists(max(inventoryFresh, 2*d.Config.Heartbeat.Interval))
 	if a.detector, err = detector.New(detectorConfig(d.Config)); err != nil {
 		return nil, fmt.Errorf("set up judgement: %w", err)
+	}
+	if err = a.openRecorder(); err != nil {
+		return nil, err
 	}
 	if a.mux, err = tlsmux.Listen(tlsmux.Config{
 		Stack: d.Net, Addr: netip.AddrPortFrom(self.Address, uint16(d.Config.API.Port)).String(), Credentials: d.Credentials, Log: d.Log,
@@ -239,6 +244,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("bootstrap", a.bootstrap)
 	part("voters", quietly(a.keepVoters))
 	part("judgement", quietly(a.judgeLoop))
+	part("flight recorder", quietly(a.record))
 	part("duty", quietly(a.dutyLoop))
 	part("reports", quietly(a.reportLoop))
 	part("definitions", quietly(a.keepLoop))

@@ -11,6 +11,7 @@ import (
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
@@ -44,6 +45,8 @@ type Deps struct {
 	Stores []Store
 	// Fences is every host's ladder of fence devices.
 	Fences map[haven.HostID][][]FenceDevice
+	// Recordings is where incidents are recorded; nil for nowhere.
+	Recordings flight.Disk
 	// Helper asks a host's helper whether it lives.
 	Helper HelperProbe
 	// Boottime counts while the machine is suspended.

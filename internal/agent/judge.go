@@ -71,7 +71,7 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	index := a.ledgerIndex()
 	snaps := a.snapshots()
 	in := a.detectorInput(now, snaps)
-	out := a.detector.Step(a.at(now), in)
+	out := a.step(now, in)
 	j := &judged{at: now, index: index, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
 	j.lists = a.lists.look(now, snaps)
 	for i := range in.Hosts {

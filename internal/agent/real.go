@@ -24,6 +24,7 @@ import (
 	"github.com/haven-ha/haven/election"
 	"github.com/haven-ha/haven/fencing/ipmi"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/pki"
@@ -87,6 +88,7 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	}
 	d.Raft = election.DirStorage(filepath.Join(cfg.DataDir, "raft"))
 	d.Journal = vmrestart.FileJournal{Path: filepath.Join(cfg.DataDir, "orders.json")}
+	d.Recordings = flight.Dir(filepath.Join(cfg.DataDir, "flight"))
 	if d.Credentials, err = pki.LoadCredentials(cfg.Cluster, pki.Files{CA: cfg.API.CAFile, Cert: cfg.API.CertFile, Key: cfg.API.KeyFile}, r.Log); err != nil {
 		return d, nil, fmt.Errorf("load certificates: %w", err)
 	}

@@ -276,7 +276,7 @@ func (a *Agent) viewIncidents() []client.Incident {
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		for _, in := range s.Incidents {
 			v := incidentView(s, in)
-			v.Timeline = nil
+			v.Timeline, v.Recording = nil, a.recording(in.ID)
 			out = append(out, v)
 		}
 	})
@@ -289,6 +289,7 @@ func (a *Agent) viewIncident(id haven.IncidentID) (v client.Incident, err error)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		if in := s.Incidents[id]; in != nil {
 			v, err = incidentView(s, in), nil
+			v.Recording = a.recording(id)
 		}
 	})
 	return v, err

@@ -337,6 +337,15 @@ type Incident struct {
 	Attempts    []FenceAttempt  `json:"attempts,omitempty"`
 	VMs         []IncidentVM    `json:"vms,omitempty"`
 	Timeline    []TimelineEntry `json:"timeline,omitempty"`
+	// Recording is where the flight recorder of the host that answers keeps
+	// what it saw of the incident. Masters before it may have one, too.
+	Recording *Recording `json:"recording,omitempty"`
+}
+
+// Recording is a file that "haven replay" reads.
+type Recording struct {
+	Host haven.HostID `json:"host"`
+	Path string       `json:"path"`
 }
 
 // FenceAttempt is one power-off that was decided.

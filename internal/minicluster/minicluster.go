@@ -26,6 +26,7 @@ import (
 	"github.com/haven-ha/haven/internal/agent"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/loopnet"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
@@ -447,6 +448,7 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		GossipKeys: []cluster.Key{c.key}, Raft: election.DirStorage(filepath.Join(dir, "raft")),
 		Journal: vmrestart.FileJournal{Path: filepath.Join(dir, "orders.json")}, Hypervisor: h.Machine.Hypervisor(),
 		Probe: diskProbe{h}, Helper: h.askHelper, Boottime: bootClock(), Metrics: obs.NewMetrics(), Log: log,
+		Recordings: flight.Dir(filepath.Join(dir, "flight")),
 	}
 	if d.State, d.Incarnation, err = agent.OpenIdentity(dir); err != nil {
 		return d, nil, err
