@@ -1,12 +1,14 @@
 # Haven. "make help" lists the targets. Go, git and make are enough for all of
-# them but "lab", which installs what it needs.
+# them but "lab" and "ceph", which install what they need.
 
 # Under sudo, /usr/local/go/bin is often not in the path.
 GO ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BINARIES := havend haven haven-helper
-BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+# TAGS=ceph builds with stores in Ceph pools; it needs a C compiler and librados-dev.
+TAGS     ?=
+BUILD    := CGO_ENABLED=$(if $(filter ceph,$(TAGS)),1,0) $(GO) build -tags '$(TAGS)' -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 # The race detector needs a C compiler; without one the tests run all the same.
 CC_FOUND := $(shell command -v $$($(GO) env CC) 2>/dev/null)
@@ -37,13 +39,17 @@ endif
 long: ## the same tests with many more random cases; a quarter of an hour on two cores
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 60m ./...
 
+# $(call install,FILE) installs what is missing of the Debian packages in FILE.
+install = missing=""; for p in $$(sed 's/\#.*//' $(1)); do \
+	[ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
+	[ -z "$$missing" ] || { echo "install$$missing"; \
+	[ "$$(id -u)" = 0 ] || { echo "only root can install that" >&2; exit 1; }; \
+	export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $$missing </dev/null; }
+
 .PHONY: packages
 packages:
 	@[ "$$(id -u)" = 0 ] || { echo "the lab makes network namespaces and mounts: run it as root (sudo make lab)" >&2; exit 1; }
-	@missing=""; for p in $$(sed 's/#.*//' test/lab/packages.txt); do \
-		[ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
-	[ -z "$$missing" ] || { echo "install$$missing"; \
-		export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $$missing </dev/null; }
+	@$(call install,test/lab/packages.txt)
 
 # Lab tests of other packages stand beside what they test, with the same tag.
 LAB_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<lab\>' . 2>/dev/null | grep -v '^\./test/' | xargs -r -n1 dirname | sort -u)
@@ -51,6 +57,15 @@ LAB_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<lab\>' . 2>/d
 .PHONY: lab
 lab: packages build ## scenarios on real libvirtd, QEMU, BMCs and storage, as root
 	CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -v ./test/lab/... $(LAB_TESTS) ./test/scenarios
+
+# Packages with tests that need Ceph.
+CEPH_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<ceph\>' . 2>/dev/null | xargs -r -n1 dirname | sort -u)
+
+.PHONY: ceph
+ceph: ## stores in Ceph pools (build tag ceph), tested on a one-node Ceph that it installs
+	@$(call install,test/lab/packages-ceph.txt)
+	CGO_ENABLED=1 $(GO) vet -tags ceph $(CEPH_TESTS) ./internal/stores ./cmd/...
+	CGO_ENABLED=1 $(GO) test -race -tags ceph -count=1 -timeout 15m -p 1 $(CEPH_TESTS) ./internal/stores
 
 .PHONY: sim
 sim: ## the simulator: SEEDS=20 clusters with faults, in virtual time
