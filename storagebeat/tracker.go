@@ -75,9 +75,13 @@ type track struct {
 // Tracker judges from readings of one store which beats move. It is pure: it has
 // no clock, does no I/O, and is not safe for concurrent use.
 type Tracker struct {
-	cfg    TrackerConfig
-	store  StoreID
-	tracks map[key]*track
+	cfg      TrackerConfig
+	store    StoreID
+	tracks   map[key]*track
+	expected map[haven.HostID]bool // the hosts of cfg, but for the reader
+	// latest are the expected hosts whose beats were seen to move last, at most
+	// two and the latest first: one of them is not the subject, whoever that is.
+	latest []sighting
 	// nameless says that the last good reading showed a damaged record whose host
 	// cannot be told: then no host's record is missing for sure.
 	nameless bool
@@ -92,13 +96,51 @@ type Tracker struct {
 
 // NewTracker returns a tracker that has read nothing.
 func NewTracker(cfg TrackerConfig) *Tracker {
-	return &Tracker{cfg: cfg, tracks: make(map[key]*track)}
+	t := &Tracker{cfg: cfg, tracks: make(map[key]*track)}
+	t.SetHosts(cfg.Hosts)
+	return t
+}
+
+// sighting is when a host's beat was last seen to move.
+type sighting struct {
+	host haven.HostID
+	at   time.Time
 }
 
 // SetHosts changes the hosts that are expected to write to this store. Leave
 // out a host that is known to be down for good: when no other is left, the own
 // beat must stand in for those of others.
-func (t *Tracker) SetHosts(hosts []haven.HostID) { t.cfg.Hosts = slices.Clone(hosts) }
+func (t *Tracker) SetHosts(hosts []haven.HostID) {
+	t.cfg.Hosts = slices.Clone(hosts)
+	t.expected = make(map[haven.HostID]bool, len(hosts))
+	for _, h := range hosts {
+		if h != t.cfg.Self {
+			t.expected[h] = true
+		}
+	}
+	t.rank()
+}
+
+// rank finds the expected hosts that were seen to move last.
+func (t *Tracker) rank() {
+	last := make(map[haven.HostID]time.Time, len(t.expected))
+	for k, tr := range t.tracks {
+		if tr.moved && t.expected[k.host] && tr.start.After(last[k.host]) {
+			last[k.host] = tr.start
+		}
+	}
+	t.latest = t.latest[:0]
+	for host, at := range last {
+		i := 0
+		for i < len(t.latest) && !at.After(t.latest[i].at) {
+			i++
+		}
+		if i < 2 {
+			t.latest = slices.Insert(t.latest, i, sighting{host, at})
+			t.latest = t.latest[:min(2, len(t.latest))]
+		}
+	}
+}
 
 // Step takes one reading. Readings come in order of time.
 func (t *Tracker) Step(r Reading) {
@@ -113,11 +155,13 @@ func (t *Tracker) Step(r Reading) {
 		t.store = r.Store
 		t.good = false
 		clear(t.tracks)
+		t.rank()
 	}
 	follows := t.good && t.err == nil && r.Start.Sub(t.start) <= t.cfg.maxGap()
 	changed := t.take(r)
 	t.good, t.err, t.start, t.end = true, nil, r.Start, r.End
 	t.own, t.ownWhy = t.judgeOwn(r)
+	t.rank()
 	for k, tr := range t.tracks {
 		if changed[k] || tr.problem != nil || !follows || !t.lively(k.host) {
 			tr.quiet = r.End
@@ -226,40 +270,36 @@ func (t *Tracker) judgeOwn(r Reading) (haven.Tri, string) {
 	return haven.Yes, ""
 }
 
-// others says whether host vouches for the store when subject is judged.
-func (t *Tracker) others(host, subject haven.HostID) bool {
-	if t.alone(subject) {
-		return host == t.cfg.Self && host != subject
-	}
-	return host != t.cfg.Self && host != subject && slices.Contains(t.cfg.Hosts, host)
-}
-
 // alone says whether no host but the reader and the subject is expected here.
+// Then the reader's own beat vouches for the store, else those of the others.
 func (t *Tracker) alone(subject haven.HostID) bool {
-	return !slices.ContainsFunc(t.cfg.Hosts, func(h haven.HostID) bool { return h != t.cfg.Self && h != subject })
+	return len(t.expected) == 0 || len(t.expected) == 1 && t.expected[subject]
 }
 
 // pair says whether the reader has to judge one host all alone.
-func (t *Tracker) pair() bool {
-	n := 0
-	for _, h := range t.cfg.Hosts {
-		if h != t.cfg.Self {
-			n++
-		}
-	}
-	return n <= 1
-}
+func (t *Tracker) pair() bool { return len(t.expected) <= 1 }
 
-// liveUntil is the start of the last reading that saw another host's beat move.
-// The subject's silence counts up to then: what happened on the store later is
-// not known.
+// liveUntil is the start of the last reading that saw the beat of a host that
+// vouches for the store when subject is judged move. The subject's silence counts
+// up to then: what happened on the store later is not known.
 func (t *Tracker) liveUntil(subject haven.HostID) (at time.Time, ok bool) {
-	for k, tr := range t.tracks {
-		if tr.moved && t.others(k.host, subject) && (!ok || tr.start.After(at)) {
-			at, ok = tr.start, true
+	if t.alone(subject) {
+		if subject == t.cfg.Self {
+			return time.Time{}, false
+		}
+		for _, w := range []Writer{WriterAgent, WriterHelper} {
+			if tr := t.tracks[key{t.cfg.Self, w}]; tr != nil && tr.moved && (!ok || tr.start.After(at)) {
+				at, ok = tr.start, true
+			}
+		}
+		return at, ok
+	}
+	for _, s := range t.latest {
+		if s.host != subject {
+			return s.at, true
 		}
 	}
-	return at, ok
+	return time.Time{}, false
 }
 
 // lively says whether other hosts' beats moved lately when the store was last read.

@@ -75,6 +75,7 @@ type Agent struct {
 
 	mu       sync.Mutex
 	isTold   bool
+	troubled []haven.HostID // as the master said last
 	rejected string
 	leave    haven.LeaveReason
 	firstLed time.Time // when this agent first knew a master
@@ -375,6 +376,14 @@ func (a *Agent) Reign() (haven.Term, bool) {
 		return m.term, true
 	}
 	return haven.Term{}, false
+}
+
+// Verdict returns what this agent holds a host for.
+func (a *Agent) Verdict(host haven.HostID) haven.Verdict {
+	if j, ok := a.judgement.Load().host(host); ok {
+		return j.Verdict
+	}
+	return haven.VerdictUnknown
 }
 
 // isMaster says whether this agent leads and knows all that was committed.

@@ -16,6 +16,8 @@ type evidence struct {
 	mu      sync.Mutex
 	reports map[haven.HostID]*heard
 	probes  map[haven.HostID][]detector.Probe
+	// beats are what neighbours that were asked about a suspect read of its beats.
+	beats map[haven.HostID]map[haven.HostID]told
 	// rejections are what the ledger said of identities that it does not take.
 	rejections map[haven.HostID]rejection
 	// acked is when the master last answered this agent, and who it was.
@@ -37,6 +39,13 @@ type ackHeard struct {
 	at   time.Time
 }
 
+// told is what a neighbour read of a suspect's beats when it was asked.
+type told struct {
+	observer haven.HostID
+	beats    []client.BeatView
+	at       time.Time
+}
+
 type rejection struct {
 	id  client.Identity
 	why error
@@ -54,6 +63,7 @@ const maxProbes = 64
 func newEvidence() *evidence {
 	return &evidence{
 		reports: map[haven.HostID]*heard{}, probes: map[haven.HostID][]detector.Probe{}, rejections: map[haven.HostID]rejection{},
+		beats: map[haven.HostID]map[haven.HostID]told{},
 	}
 }
 
@@ -102,6 +112,7 @@ func (e *evidence) forgetReports() {
 	defer e.mu.Unlock()
 	e.reports = map[haven.HostID]*heard{}
 	clear(e.rejections)
+	clear(e.beats)
 }
 
 func (e *evidence) ack(from haven.HostID, boot haven.BootID, at time.Time) {
@@ -118,6 +129,39 @@ func (e *evidence) probe(host haven.HostID, ps ...detector.Probe) {
 		all = slices.Clone(all[len(all)-maxProbes:])
 	}
 	e.probes[host] = all
+}
+
+// tell keeps what a neighbour read of a suspect's beats: the latest of each. Only
+// words about the suspect count.
+func (e *evidence) tell(suspect haven.HostID, t told) {
+	t.beats = slices.DeleteFunc(t.beats, func(b client.BeatView) bool { return b.Host != suspect })
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.beats[suspect] == nil {
+		e.beats[suspect] = map[haven.HostID]told{}
+	}
+	e.beats[suspect][t.observer] = t
+}
+
+// told returns what neighbours said about beats since the given moment, and
+// forgets what is older.
+func (e *evidence) told(since time.Time) (all []told) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for suspect, by := range e.beats {
+		for observer, t := range by {
+			if t.at.Before(since) {
+				delete(by, observer)
+			} else {
+				all = append(all, t)
+			}
+		}
+		if len(by) == 0 {
+			delete(e.beats, suspect)
+		}
+	}
+	slices.SortFunc(all, func(x, y told) int { return x.at.Compare(y.at) })
+	return all
 }
 
 // view copies what is known of one host.

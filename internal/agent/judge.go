@@ -45,6 +45,20 @@ func (j *judged) host(id haven.HostID) (detector.Judgement, bool) {
 	return j.out.Hosts[i], true
 }
 
+// troubled lists the hosts about which every word counts.
+func (j *judged) troubled() []haven.HostID {
+	var ids []haven.HostID
+	if j == nil {
+		return nil
+	}
+	for i := range j.out.Hosts {
+		if h := &j.out.Hosts[i]; h.Suspected || h.Verdict != haven.VerdictHealthy {
+			ids = append(ids, h.Host)
+		}
+	}
+	return ids
+}
+
 // judgeLoop judges all hosts, again and again. It waits for nobody: an agent
 // whose loop is late is not trusted, and a slow disk or peer must not do that.
 func (a *Agent) judgeLoop(ctx context.Context) {
@@ -285,7 +299,6 @@ func (a *Agent) detectorBeat(s storagebeat.Snapshot, w detector.Writer, v storag
 // addNeighbours adds what the reporting agents say of their own paths, and what
 // they read of the beats of hosts that are not healthy.
 func (a *Agent) addNeighbours(in *detector.Input, now time.Time) {
-	last := a.judgement.Load()
 	index := map[haven.HostID]int{}
 	for i, h := range in.Hosts {
 		index[h.ID] = i
@@ -296,17 +309,24 @@ func (a *Agent) addNeighbours(in *detector.Input, now time.Time) {
 		if id == a.d.Host || rep == nil {
 			continue
 		}
-		arrived := a.at(rep.at)
-		in.Observers = append(in.Observers, a.observer(id, rep.Observer, arrived))
-		for _, b := range rep.Beats {
-			i, ok := index[b.Host]
-			if !ok {
-				continue
-			}
-			if j, judgedBefore := last.host(b.Host); !judgedBefore || (j.Verdict == haven.VerdictHealthy && !j.Suspected) {
-				continue
-			}
-			in.Hosts[i].Beats = append(in.Hosts[i].Beats, neighbourBeat(id, b, arrived))
+		in.Observers = append(in.Observers, a.observer(id, rep.Observer, a.at(rep.at)))
+		a.addBeats(in, index, id, rep.Beats, rep.at)
+	}
+	for _, w := range a.ev.told(now.Add(-a.cfg.Detection.Silence)) {
+		a.addBeats(in, index, w.observer, w.beats, w.at)
+	}
+}
+
+// addBeats adds what a neighbour reads of the beats of hosts in trouble.
+func (a *Agent) addBeats(in *detector.Input, index map[haven.HostID]int, reader haven.HostID, beats []client.BeatView, at time.Time) {
+	last, arrived := a.judgement.Load(), a.at(at)
+	for _, b := range beats {
+		i, ok := index[b.Host]
+		if !ok || b.Host == reader {
+			continue
+		}
+		if j, judgedBefore := last.host(b.Host); judgedBefore && (j.Verdict != haven.VerdictHealthy || j.Suspected) {
+			in.Hosts[i].Beats = append(in.Hosts[i].Beats, neighbourBeat(reader, b, arrived))
 		}
 	}
 }

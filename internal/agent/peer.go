@@ -45,7 +45,7 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	}
 	ack.Registered = true
 	known, news := a.ev.report(r, time.Now())
-	ack.WantInventory = !known
+	ack.WantInventory, ack.Watch = !known, a.judgement.Load().troubled()
 	a.power.alive(r.Host, a.deviceKeys(r.Host), r.Boot, time.Now())
 	rep, _ := a.ev.view(r.Host)
 	if rep == nil { // This agent lost its mastery a moment ago, and forgot all reports.
@@ -138,7 +138,9 @@ func (a *Agent) Probe(ctx context.Context, q client.ProbeRequest) (client.ProbeA
 	if q.Host == a.d.Host {
 		return client.ProbeAnswer{}, fmt.Errorf("probe of %s: that is this host: %w", q.Host, haven.ErrNotFound)
 	}
-	return client.ProbeAnswer{Results: a.look(ctx, q.Host, q.Kinds, min(q.Limit.Duration(), a.cfg.Detection.ProbeTimeout))}, nil
+	answer := client.ProbeAnswer{Results: a.look(ctx, q.Host, q.Kinds, min(q.Limit.Duration(), a.cfg.Detection.ProbeTimeout))}
+	answer.Beats = a.beatViews(a.snapshots(), []haven.HostID{q.Host})
+	return answer, nil
 }
 
 // Confirm says whether an order stands, after this agent verified that it leads.

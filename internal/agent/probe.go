@@ -97,26 +97,28 @@ func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []h
 	for _, observer := range append(a.neighboursFor(suspect, neighbours), a.d.Host) {
 		a.owned.Go(func() {
 			begun := time.Now()
-			results, err := a.askNeighbour(ctx, observer, suspect, kinds, limit)
+			answer, err := a.askNeighbour(ctx, observer, suspect, kinds, limit)
 			if err != nil && ctx.Err() == nil {
 				a.log.Debug("neighbour did not answer about a suspect", "observer", observer, "host", suspect, "error", err)
 			}
 			if ctx.Err() == nil {
 				a.asked.answered(observer, err == nil, time.Now())
 			}
-			a.takeProbes(observer, suspect, kinds, results, begun)
+			if len(answer.Beats) > 0 {
+				a.ev.tell(suspect, told{observer, answer.Beats, time.Now()})
+			}
+			a.takeProbes(observer, suspect, kinds, answer.Results, begun)
 		})
 	}
 }
 
-func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID, kinds []haven.EvidenceKind, limit time.Duration) ([]client.ProbeResult, error) {
+func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID, kinds []haven.EvidenceKind, limit time.Duration) (client.ProbeAnswer, error) {
 	if observer == a.d.Host {
-		return a.look(ctx, suspect, kinds, limit), nil
+		return client.ProbeAnswer{Results: a.look(ctx, suspect, kinds, limit)}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit+a.cfg.Detection.ProbeTimeout/2)
 	defer cancel()
-	answer, err := a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Limit: client.MillisOf(limit), Term: a.term()})
-	return answer.Results, err
+	return a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Limit: client.MillisOf(limit), Term: a.term()})
 }
 
 // takeProbes records what an observer found. A kind without an answer is

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -113,7 +114,7 @@ func (a *Agent) makeReport() *client.Report {
 	snaps := a.snapshots()
 	rep := &client.Report{
 		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
-		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps),
+		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps, a.watched()),
 	}
 	switch {
 	case a.d.Hypervisor == nil:
@@ -153,11 +154,18 @@ func (a *Agent) obey(ack client.Ack) {
 	a.ev.ack(ack.Master, a.bootOf(ack.Master), time.Now())
 	a.useSlot(ack.Slot)
 	a.setTold()
+	a.setWatched(ack.Watch)
 	select { // Nobody else sends, so there is room after this.
 	case <-a.standing:
 	default:
 	}
 	a.standing <- standing{time.Now(), ack.Protected, ack.SetAside}
+}
+
+func (a *Agent) setWatched(hosts []haven.HostID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.troubled = hosts
 }
 
 // standing is what a master wants of this host's definitions.
@@ -262,18 +270,33 @@ func storeView(s storagebeat.Snapshot) client.StoreView {
 	return v
 }
 
-// beatViews is what this agent reads of all other hosts' beats.
-func (a *Agent) beatViews(snaps []storagebeat.Snapshot) []client.BeatView {
+// beatViews is what this agent reads of other hosts' beats: whatever it is of
+// those that are watched, and of the others only that a beat stands still. In
+// quiet times there is nothing to tell, however many hosts there are.
+func (a *Agent) beatViews(snaps []storagebeat.Snapshot, watched []haven.HostID) []client.BeatView {
 	var all []client.BeatView
 	for _, s := range snaps {
 		for _, h := range s.Hosts {
+			watch := slices.Contains(watched, h.Host)
 			if h.Host == a.d.Host {
 				continue
 			}
-			all = append(all, beatView(s, h.Host, false, h.Agent), beatView(s, h.Host, true, h.Helper))
+			if watch || h.Agent.Moving == haven.No {
+				all = append(all, beatView(s, h.Host, false, h.Agent))
+			}
+			if watch || h.Helper.Moving == haven.No {
+				all = append(all, beatView(s, h.Host, true, h.Helper))
+			}
 		}
 	}
 	return all
+}
+
+// watched are the hosts of whose beats the master wants to hear.
+func (a *Agent) watched() []haven.HostID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.troubled
 }
 
 func beatView(s storagebeat.Snapshot, host haven.HostID, helper bool, v storagebeat.View) client.BeatView {

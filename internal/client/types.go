@@ -119,6 +119,9 @@ type Ack struct {
 	WantInventory bool         `json:"want_inventory,omitempty"`
 	Protected     []haven.VMID `json:"protected,omitempty"`
 	SetAside      []haven.VMID `json:"set_aside,omitempty"`
+	// Watch are the hosts whose beats the master wants to hear of whatever they
+	// do; of others it wants to hear only when their beats stand still.
+	Watch []haven.HostID `json:"watch,omitempty"`
 	// Slot is the agent's place on stores with numbered places; 0 when it has none.
 	Slot uint16 `json:"slot,omitempty"`
 	// Every is how long to wait before the next report.
@@ -158,6 +161,8 @@ type ProbeRequest struct {
 // ProbeAnswer is what the neighbour found.
 type ProbeAnswer struct {
 	Results []ProbeResult `json:"results"`
+	// Beats are the suspect's beats as the neighbour reads them.
+	Beats []BeatView `json:"beats,omitempty"`
 }
 
 // ProbeResult is the answer to one kind of probe.
