@@ -216,6 +216,7 @@ func (e *Executor) Accept(o haven.Order, xml []byte) (haven.OrderReport, error) 
 		next.Highest = o.Term
 	}
 	next.VMs[o.VM] = rec
+	delete(next.Released, o.VM)
 	if err := e.save(next); err != nil {
 		return haven.OrderReport{}, err
 	}

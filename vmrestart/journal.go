@@ -25,6 +25,9 @@ type JournalState struct {
 	Version int                        `json:"version"`
 	Highest haven.Term                 `json:"highest_term"`
 	VMs     map[haven.VMID]OrderRecord `json:"vms"`
+	// Released are the VMs that a configured response stopped, each with the boot
+	// in which it did; see Executor.Release.
+	Released map[haven.VMID]haven.BootID `json:"released,omitempty"`
 }
 
 // OrderRecord is one order and how it stands.
@@ -40,6 +43,7 @@ type OrderRecord struct {
 
 func (s JournalState) clone() JournalState {
 	s.VMs = maps.Clone(s.VMs)
+	s.Released = maps.Clone(s.Released)
 	return s
 }
 
