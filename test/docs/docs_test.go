@@ -342,9 +342,24 @@ func TestTranscriptsAreNamed(t *testing.T) {
 			t.Errorf("docs/failure-modes.md does not name the transcript %s", name)
 		}
 	}
-	for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(read(t, "test/scenarios/scenarios_test.go"), -1) {
-		if !strings.Contains(page, "`test/scenarios."+m[1]+"`") {
-			t.Errorf("docs/failure-modes.md does not name the scenario %s", m[1])
+	scenarios, err := filepath.Glob(filepath.Join(root, "test/scenarios/*_test.go"))
+	if err != nil || len(scenarios) < 5 {
+		t.Fatal(len(scenarios), err)
+	}
+	for _, f := range scenarios {
+		data := read(t, filepath.Join("test/scenarios", filepath.Base(f)))
+		if filepath.Base(f) == "phases_test.go" {
+			continue // it measures, and breaks nothing that others do not
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func (Test[A-Z]\w+)\(t `).FindAllStringSubmatch(data, -1) {
+			if m[1] != "TestMain" && !strings.Contains(page, "`test/scenarios."+m[1]+"`") && !strings.Contains(page, "`test/scenarios."+m[1]+"/") {
+				t.Errorf("docs/failure-modes.md does not name the scenario %s", m[1])
+			}
+		}
+		for _, m := range regexp.MustCompile(`(?m)^\s*(?:g\.trial\(t, "([^"]+)"|\{"([^"]+)", lab\.Storage)`).FindAllStringSubmatch(data, -1) {
+			if !strings.Contains(page, "/"+strings.ReplaceAll(m[1]+m[2], " ", "_")+"`") {
+				t.Errorf("docs/failure-modes.md does not name the scenario %q", m[1]+m[2])
+			}
 		}
 	}
 }
