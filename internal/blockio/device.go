@@ -61,6 +61,8 @@ func OpenDevice(path string, mode DeviceMode) (*Device, error) {
 	}
 	f, err := os.OpenFile(path, flags, 0)
 	switch {
+	case errors.Is(err, unix.EINVAL) && !deviceOrFile(path):
+		return nil, fmt.Errorf("open %s: %w", path, ErrNotDevice)
 	case errors.Is(err, unix.EINVAL):
 		return nil, fmt.Errorf("open %s: %w", path, ErrNoDirect)
 	case errors.Is(err, unix.EBUSY):
@@ -108,6 +110,12 @@ func (d *Device) inspect(mode DeviceMode) error {
 		err = ErrReadOnly
 	}
 	return err
+}
+
+// deviceOrFile says whether path leads to something that may have direct I/O.
+func deviceOrFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && (st.Mode().IsRegular() || st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0)
 }
 
 // readOnly says whether path is a device that says it is read-only.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,12 +28,14 @@ func (a *app) store() *cobra.Command {
 type storeFlags struct {
 	a       *app
 	cluster string
+	kind    string
 	timeout time.Duration
 }
 
 func (a *app) storeFlags(cmd *cobra.Command) *storeFlags {
 	f := &storeFlags{a: a}
 	cmd.Flags().StringVar(&f.cluster, "cluster", "", "`name` of the cluster (default: that of the configuration)")
+	cmd.Flags().StringVar(&f.kind, "type", "", "`kind` of a store given by its path: dir or block (default: block below /dev, else dir)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", storeTimeout, "give up after this `time`")
 	cmd.ValidArgsFunction = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		var names []cobra.Completion
@@ -46,34 +49,68 @@ func (a *app) storeFlags(cmd *cobra.Command) *storeFlags {
 	return f
 }
 
-// find tells a store's directory and cluster from its name or its path.
-func (f *storeFlags) find(arg string) (path, cluster string, err error) {
-	c, loadErr := config.Load(f.a.configPath)
-	cluster = f.cluster
-	if cluster == "" && c != nil {
-		cluster = c.Cluster
+// place is one store as the command line names it.
+type place struct {
+	kind, path string
+	cluster    string // empty when nobody says which one
+}
+
+// find tells where a store is from its name or its path.
+func (f *storeFlags) find(arg string) (place, error) {
+	c, err := config.Load(f.a.configPath)
+	p := place{cluster: f.cluster}
+	if p.cluster == "" && c != nil {
+		p.cluster = c.Cluster
 	}
-	if filepath.IsAbs(arg) {
-		return filepath.Clean(arg), cluster, nil
+	var known []config.Store
+	if c != nil {
+		known = c.Heartbeat.Stores
 	}
-	if loadErr != nil {
-		return "", "", fmt.Errorf("find store %s by its name: %w", arg, loadErr)
-	}
-	for _, s := range c.Heartbeat.Stores {
-		if s.Name == arg {
-			return s.Path, cluster, nil
+	byPath := filepath.IsAbs(arg)
+	for _, s := range known {
+		if s.Name == arg || byPath && s.Path == filepath.Clean(arg) {
+			p.kind, p.path = s.Type, s.Path
+			break
 		}
 	}
-	return "", "", fmt.Errorf("there is no store %s in %s; a path begins with /", arg, f.a.configPath)
+	switch {
+	case p.path != "" && f.kind != "" && f.kind != p.kind:
+		return place{}, usagef("--type %s: %s is a %s by the configuration", f.kind, arg, p.kind)
+	case p.path != "":
+		return p, nil
+	case byPath:
+		p.path = filepath.Clean(arg)
+		p.kind, err = f.kindOf(p.path)
+		return p, err
+	case err != nil:
+		return place{}, fmt.Errorf("find store %s by its name: %w", arg, err)
+	}
+	return place{}, fmt.Errorf("there is no store %s in %s; a path begins with /", arg, f.a.configPath)
+}
+
+// kindOf says what kind of store a path means.
+func (f *storeFlags) kindOf(path string) (string, error) {
+	switch {
+	case f.kind == storagebeat.TypeDir || f.kind == storagebeat.TypeBlock:
+		return f.kind, nil
+	case f.kind != "":
+		return "", usagef("--type %s: want dir or block", f.kind)
+	case strings.HasPrefix(path, "/dev/"):
+		return storagebeat.TypeBlock, nil
+	}
+	return storagebeat.TypeDir, nil
 }
 
 // with does something to a store in a child process, so that a store that hangs
 // does not hang this one.
-func (f *storeFlags) with(ctx context.Context, path, cluster string, do func(context.Context, *storagebeat.Child) error) error {
+func (f *storeFlags) with(ctx context.Context, p place, cluster string, do func(context.Context, *storagebeat.Child) error) error {
 	if f.timeout <= 0 {
 		return usagef("--timeout %s: want more than nothing", f.timeout)
 	}
-	child, err := storagebeat.NewChild(storagebeat.ChildConfig{Command: f.a.StoreChild, Path: path, Cluster: cluster, Timeout: f.timeout})
+	path := p.path
+	child, err := storagebeat.NewChild(storagebeat.ChildConfig{
+		Command: f.a.StoreChild, Type: p.kind, Path: path, Cluster: cluster, Timeout: f.timeout,
+	})
 	if err != nil {
 		return err
 	}
@@ -86,6 +123,8 @@ func (f *storeFlags) with(ctx context.Context, path, cluster string, do func(con
 		return fmt.Errorf("%s: ended by a signal", path)
 	case errors.Is(err, storagebeat.ErrTimeout), errors.Is(err, storagebeat.ErrStuck):
 		return fmt.Errorf("%s did not answer within %s: the storage hangs, or is slower than --timeout; it is as it was, or as it was to be: %w", path, f.timeout, err)
+	case errors.Is(err, storagebeat.ErrNoIdentity) && p.kind == storagebeat.TypeBlock:
+		return fmt.Errorf("%s is no store: it is another device than you think, or 'haven store init' was never run: %w", path, err)
 	case errors.Is(err, storagebeat.ErrNoIdentity):
 		return fmt.Errorf("%s is no store: it is not mounted, or 'haven store init' was never run: %w", path, err)
 	}
@@ -94,36 +133,56 @@ func (f *storeFlags) with(ctx context.Context, path, cluster string, do func(con
 
 func (a *app) storeInit() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "init NAME|PATH", Short: "Make a directory on shared storage a store", Args: cobra.ExactArgs(1),
-		Long: `Make a directory on shared storage a store: write its identity, without which
-no agent reads or writes there. Do it once, from any host, with the storage
-mounted. The directory is made if its parent exists.
+		Use: "init NAME|PATH", Short: "Make a shared directory or block device a store", Args: cobra.ExactArgs(1),
+		Long: `Make a directory on shared storage, or a shared block device, a store: write its
+identity, without which no agent reads or writes there. Do it once, from any
+host, with the storage mounted. A directory is made if its parent exists.
 
-What is there already is not given up unless --replace names it word for word:
-the cluster of the store that is there, or the path of a directory that holds
-something else. Of a store that is made anew agents conclude nothing until they
-have seen beats move on it again.`,
-		Example: "  haven store init nfs1\n  haven store init /mnt/nfs1/.haven --cluster prod-a\n  haven store init nfs1 --replace prod-a",
+What is there already is not given up unless it is named word for word. A store:
+--replace with the name of its cluster. A directory that holds something else:
+--replace with its path. A device that holds anything but zeros where the store
+will be, or in its first or last MiB: --erase with DEVICE:CLUSTER, as both are
+given here; all that is on the device is lost then.
+
+Of a store that is made anew agents conclude nothing until they have seen beats
+move on it again.`,
+		Example: `  haven store init nfs1
+  haven store init /mnt/nfs1/.haven --cluster prod-a
+  haven store init nfs1 --replace prod-a
+  haven store init /dev/mapper/beat --cluster prod-a --erase /dev/mapper/beat:prod-a`,
 	}
 	f := a.storeFlags(cmd)
-	replace := cmd.Flags().String("replace", "", "give up the store of this `cluster`, or what is at this path")
+	var o storagebeat.InitOptions
+	cmd.Flags().StringVar(&o.Replace, "replace", "", "give up the store of this `cluster`, or what is at this path")
+	cmd.Flags().StringVar(&o.Erase, "erase", "", "give up all data on this device, for this cluster: `DEVICE:CLUSTER`")
+	cmd.Flags().IntVar(&o.Slots, "slots", 0, "`number` of hosts that a device takes (default 64, at most 1024)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		path, cluster, err := f.find(args[0])
+		p, err := f.find(args[0])
 		if err != nil {
 			return err
 		}
-		if cluster == "" {
+		path := p.path
+		switch o.Cluster = p.cluster; {
+		case o.Cluster == "":
 			return usagef("there is no usable configuration at %s that names the cluster: --cluster does", a.configPath)
+		case p.kind != storagebeat.TypeBlock && (o.Erase != "" || cmd.Flags().Changed("slots")):
+			return usagef("--erase and --slots are for block devices")
+		case cmd.Flags().Changed("slots") && o.Slots < 1:
+			return usagef("--slots %d: want 1 or more", o.Slots)
+		case o.Erase != "" && o.Erase != storagebeat.EraseName(path, o.Cluster):
+			return usagef("--erase %s: to erase this device for this cluster, say %s", o.Erase, storagebeat.EraseName(path, o.Cluster))
 		}
 		var id storagebeat.Identity
-		err = f.with(cmd.Context(), path, "", func(ctx context.Context, c *storagebeat.Child) (err error) {
-			id, err = c.Init(ctx, storagebeat.InitOptions{Cluster: cluster, Replace: *replace})
+		err = f.with(cmd.Context(), p, "", func(ctx context.Context, c *storagebeat.Child) (err error) {
+			id, err = c.Init(ctx, o)
 			return err
 		})
-		if errors.Is(err, storagebeat.ErrNotEmpty) {
+		switch {
+		case errors.Is(err, storagebeat.ErrNotEmpty) && p.kind == storagebeat.TypeBlock && id.ID.IsZero():
+			return fmt.Errorf("%w (--erase)", err)
+		case errors.Is(err, storagebeat.ErrNotEmpty):
 			return fmt.Errorf("%w (--replace)", err)
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		if a.json() {
@@ -142,12 +201,12 @@ func (a *app) storeCheck() *cobra.Command {
 	}
 	f := a.storeFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		path, cluster, err := f.find(args[0])
+		p, err := f.find(args[0])
 		if err != nil {
 			return err
 		}
 		var r storagebeat.CheckReport
-		err = f.with(cmd.Context(), path, cluster, func(ctx context.Context, c *storagebeat.Child) (err error) {
+		err = f.with(cmd.Context(), p, p.cluster, func(ctx context.Context, c *storagebeat.Child) (err error) {
 			r, err = c.Check(ctx)
 			return err
 		})
@@ -155,16 +214,19 @@ func (a *app) storeCheck() *cobra.Command {
 			return err
 		}
 		if r.Local {
-			a.warnf("%s is a %s, which one host alone can mount: it is no shared store", path, r.FileSystem)
+			a.warnf("%s is a %s, which one host alone can use: it is no shared store", p.path, r.FileSystem)
 		}
 		if a.json() {
 			return a.printJSON(r)
 		}
-		a.printf("%s can be read and written.\n\n", clean(path))
+		a.printf("%s can be read and written.\n\n", clean(p.path))
 		a.field("Store", r.Identity.ID.String())
 		a.field("Cluster", r.Identity.Cluster)
 		a.field("Type", r.FileSystem)
 		a.field("Past cache", yesNo(r.Direct))
+		if r.Slots > 0 {
+			a.field("Slots", fmt.Sprint(r.Slots))
+		}
 		a.field("Records", fmt.Sprintf("%d, of which %d are valid", r.Records, r.Valid))
 		a.field("Read", r.ReadLatency.Round(time.Microsecond).String()+" a record")
 		a.field("Write", r.WriteLatency.Round(time.Microsecond).String()+" a record")
@@ -188,12 +250,12 @@ whether a beat moves: look twice, or ask 'haven hosts'.`,
 	}
 	f := a.storeFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		path, cluster, err := f.find(args[0])
+		p, err := f.find(args[0])
 		if err != nil {
 			return err
 		}
 		var c storagebeat.Contents
-		err = f.with(cmd.Context(), path, cluster, func(ctx context.Context, child *storagebeat.Child) (err error) {
+		err = f.with(cmd.Context(), p, p.cluster, func(ctx context.Context, child *storagebeat.Child) (err error) {
 			c, err = child.ReadAll(ctx)
 			return err
 		})
@@ -215,10 +277,17 @@ func (a *app) showDump(d storeDump) {
 	slices.SortFunc(d.Records, func(x, y storagebeat.Entry) int {
 		return cmp.Or(cmp.Compare(x.Host, y.Host), cmp.Compare(x.Writer, y.Writer))
 	})
-	t := newTable("HOST", "WRITER", "SEQUENCE", "EVERY", "SEES", "ISOLATED", "LEFT", "VMS")
+	numbered := slices.ContainsFunc(d.Records, func(e storagebeat.Entry) bool { return e.Slot > 0 })
+	slot := func(e storagebeat.Entry) []string {
+		if !numbered {
+			return nil
+		}
+		return []string{fmt.Sprint(e.Slot)}
+	}
+	t := newTable(append(slotTitle(numbered), "HOST", "WRITER", "SEQUENCE", "EVERY", "SEES", "ISOLATED", "LEFT", "VMS")...)
 	for _, e := range d.Records {
 		if e.Beat == nil {
-			t.row([]string{e.Host, e.Writer, "", "", "", "", "", ""}, labelled("no beat", e.Error))
+			t.row(append(slot(e), e.Host, e.Writer, "", "", "", "", "", ""), labelled("no beat", e.Error))
 			continue
 		}
 		b := e.Beat
@@ -226,9 +295,16 @@ func (a *app) showDump(d storeDump) {
 		if !b.Complete {
 			vms += " or more"
 		}
-		t.row([]string{
-			e.Host, e.Writer, fmt.Sprint(b.Sequence), b.Interval.String(), string(b.Master), yesNo(b.Isolated), string(b.Left), vms,
-		})
+		t.row(append(slot(e),
+			e.Host, e.Writer, fmt.Sprint(b.Sequence), b.Interval.String(), string(b.Master), yesNo(b.Isolated), string(b.Left), vms))
 	}
 	a.show(t)
+}
+
+// slotTitle is the column of slots, on a store that has such.
+func slotTitle(numbered bool) []string {
+	if numbered {
+		return []string{"SLOT"}
+	}
+	return nil
 }

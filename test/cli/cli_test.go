@@ -27,6 +27,7 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/pki"
+	"github.com/haven-ha/haven/internal/stores"
 	"github.com/haven-ha/haven/internal/tlsmux"
 	"github.com/haven-ha/haven/storagebeat"
 )
@@ -35,7 +36,7 @@ const storeChild = "store-child"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == storeChild {
-		os.Exit(storagebeat.ChildMain(os.Args[2:], os.Stdin, os.Stdout))
+		os.Exit(storagebeat.ChildMain(os.Args[2:], os.Stdin, os.Stdout, stores.Types()...))
 	}
 	testscript.Main(m, map[string]func(){"haven": tool})
 }
