@@ -337,6 +337,7 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 	for _, s := range c.stores {
 		d.Stores = append(d.Stores, agent.Store{Name: s.name, Device: device{s, l}})
 	}
+	d.Disks = vmDisks{c.pool, l}
 	if !h.Witness {
 		d.Hypervisor = hypervisor{l, h.Machine.Hypervisor()}
 		d.Probe = diskProbe{device{c.stores[0], l}}

@@ -43,6 +43,9 @@ type Scenario struct {
 	VMs int
 	// Stores is the number of stores, 1 by default.
 	Stores int
+	// PoolApart puts the VMs' disks on a pool of their own, which shares no fault
+	// with the stores; else they are on the first store.
+	PoolApart bool
 	// Link is how the network is between any two machines.
 	Link simnet.Link
 	// Script is what happens. It runs once the cluster is ready.
@@ -78,6 +81,7 @@ type Cluster struct {
 	operator *simnet.Machine
 	hosts    []*Host
 	stores   []*store
+	pool     *diskPool
 	config   *config.Config
 	key      cluster.Key
 	api      *client.Client
@@ -176,6 +180,7 @@ func newCluster(t *testing.T, s Scenario, trace *transcript) *Cluster {
 	c.World = world.Observed(c.worldEvent)
 	sum := sha256.Sum256([]byte("a key that guards nothing"))
 	c.key = sum[:]
+	c.pool = newDiskPool(c)
 	for i := range s.Stores {
 		c.stores = append(c.stores, newStore(c, i))
 	}

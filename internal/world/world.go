@@ -303,6 +303,24 @@ func (w *World) RunsOn(id haven.VMID) []haven.HostID {
 	return w.where(id, func(info haven.VMInfo) bool { return info.State.Present() })
 }
 
+// Writers tells which machines run a VM that has a disk.
+func (w *World) Writers(path string) (hosts []haven.HostID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for host, m := range w.machines {
+		for _, v := range m.vms {
+			if v.info.State != haven.VMRunning && v.info.State != haven.VMMigrating {
+				continue
+			}
+			if paths, err := DiskPaths(v.xml); err == nil && slices.Contains(paths, path) {
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	slices.Sort(hosts)
+	return hosts
+}
+
 // Starts tells how often a VM was started.
 func (w *World) Starts(id haven.VMID) int {
 	w.mu.Lock()
@@ -541,7 +559,10 @@ func (h *Hypervisor) start(v *vm, takes time.Duration) error {
 }
 
 // Disks lists a definition's disks.
-func (h *Hypervisor) Disks(data []byte) ([]string, error) {
+func (h *Hypervisor) Disks(data []byte) ([]string, error) { return DiskPaths(data) }
+
+// DiskPaths lists a definition's disks.
+func DiskPaths(data []byte) ([]string, error) {
 	var d domain
 	if err := xml.Unmarshal(data, &d); err != nil {
 		return nil, err
