@@ -47,7 +47,7 @@ func newBeats(cfg *config.Config, host haven.HostID, boot haven.BootID, vms inve
 	state := haven.StateID(rand.Text())
 	for _, s := range hb.Stores {
 		child, err := storagebeat.NewChild(storagebeat.ChildConfig{
-			Command: []string{"/proc/self/exe", storeChild}, Type: s.Type, Path: s.Path, Cluster: cfg.Cluster, Timeout: hb.IOTimeout,
+			Command: []string{"/proc/self/exe", storeChild}, Type: s.Type, Path: s.Place(), Options: s.Options(), Cluster: cfg.Cluster, Timeout: hb.IOTimeout,
 		})
 		if err != nil {
 			b.close()

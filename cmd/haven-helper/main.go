@@ -68,9 +68,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version)
 		return exitOK
 	case *check:
-		return config.Check(*path, stdout)
+		return config.Check(*path, stdout, config.WithStoreTypes(stores.Usable()...))
 	}
-	cfg, err := config.Load(*path)
+	cfg, err := config.Load(*path, config.WithStoreTypes(stores.Usable()...))
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed

@@ -135,7 +135,7 @@ func (r Real) openHost(d *Deps, closers *[]func() error) error {
 	d.Probe = childProber{probe}
 	for _, s := range cfg.Heartbeat.Stores {
 		child, err := storagebeat.NewChild(storagebeat.ChildConfig{
-			Command: r.StoreChild, Type: s.Type, Path: s.Path, Cluster: cfg.Cluster, Timeout: cfg.Heartbeat.IOTimeout,
+			Command: r.StoreChild, Type: s.Type, Path: s.Place(), Options: s.Options(), Cluster: cfg.Cluster, Timeout: cfg.Heartbeat.IOTimeout,
 		})
 		if err != nil {
 			return fmt.Errorf("store %s: %w", s.Name, err)

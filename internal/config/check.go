@@ -20,6 +20,8 @@ type checker struct {
 	problems []Problem
 	warnings []Problem
 	failed   map[string]bool // keys whose value could not be used
+	// storeTypes are those that the program was built with; none for all.
+	storeTypes []string
 }
 
 func newChecker(c *Config, found []Problem) *checker {
@@ -188,6 +190,7 @@ func (k *checker) stores() {
 	b := k.c.Heartbeat
 	for i, s := range b.Stores {
 		key := fmt.Sprintf("heartbeat.stores.%d", i)
+		k.storeParts(key, s, b.Stores[:i])
 		for _, other := range b.Stores[:i] {
 			if s.Name != "" && s.Name == other.Name {
 				k.wrong(fmt.Sprintf("%q is the name of another store", s.Name), "give each store a name of its own", key+".name")

@@ -99,13 +99,6 @@ type Heartbeat struct {
 	Stores     []Store
 }
 
-// Store is one place where beats are written.
-type Store struct {
-	Name string
-	Type string // dir or block
-	Path string
-}
-
 // Detection holds the times and counts by which a host is judged.
 type Detection struct {
 	Profile          Profile

@@ -111,8 +111,12 @@ func (h *Heartbeat) keys() []field {
 func (s *Store) keys() []field {
 	return []field{
 		must(name("name", &s.Name, "Name of the store, in beats, verdicts and messages.")),
-		must(word("type", &s.Type, []string{"dir", "block"}, nil, "What it is. dir is a directory on anything mounted: NFS, CephFS, GFS2, Gluster. block is a block device that all hosts share and nothing else uses: a LUN, a mapped RBD. It needs 2 MiB.")),
-		must(file("path", &s.Path, "Where it is. Of a dir: a directory on the shared file system, not its mount point, so that an unmounted one is noticed. Of a block: the device, by a name that stays, such as one in /dev/disk/by-id or /dev/mapper.")),
+		must(word("type", &s.Type, []string{typeDir, typeBlock, typeRados}, nil, "What it is. dir is a directory on anything mounted: NFS, CephFS, GFS2, Gluster. block is a block device that all hosts share and nothing else uses: a LUN, a mapped RBD. It needs 2 MiB. rados is a pool of a Ceph cluster, or a namespace of one, without a mount; it needs programs that were built with -tags ceph.")),
+		file("path", &s.Path, "Where it is. Required of a dir and of a block. Of a dir: a directory on the shared file system, not its mount point, so that an unmounted one is noticed. Of a block: the device, by a name that stays, such as one in /dev/disk/by-id or /dev/mapper."),
+		cephName("pool", &s.Pool, "Of a rados: the pool. Required there. It must be replicated, since Ceph keeps no omap in others; a namespace of a pool that has other uses will do."),
+		cephName("namespace", &s.Namespace, "Of a rados: the namespace in the pool. Without it, the store is in the pool's own namespace."),
+		file("ceph_conf", &s.CephConf, "Of a rados: Ceph's configuration file. Without it, the usual places are searched."),
+		cephName("ceph_user", &s.CephUser, "Of a rados: the Ceph user, without \"client.\". Without it, admin. It needs the capabilities: mon 'allow r', osd 'allow rw pool=POOL namespace=NAMESPACE'."),
 	}
 }
 

@@ -20,7 +20,8 @@ const maxFile = 1 << 20
 type Option func(*options)
 
 type options struct {
-	actions []haven.FenceAction
+	actions    []haven.FenceAction
+	storeTypes []string
 }
 
 // WithFenceActions names the fence actions that this program can carry out.
@@ -74,6 +75,7 @@ func Parse(name string, data []byte, opts ...Option) (*Config, error) {
 		c.BootstrapExpect = c.Majority()
 	}
 	k := newChecker(c, d.problems)
+	k.storeTypes = o.storeTypes
 	k.relations()
 	sortProblems(k.problems)
 	sortProblems(k.warnings)
