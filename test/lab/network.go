@@ -177,13 +177,13 @@ func (s *spec) setElements(ctx context.Context, set string, in bool, elements ..
 // setLoss drops so many of a hundred frames from and to a port; 0 ends it.
 func (s *spec) setLoss(ctx context.Context, port string, percent int) error {
 	chain := "bridge lab loss-" + port
-	commands := fmt.Sprintf("add chain %s { type filter hook forward priority 1; policy accept; }\nflush chain %s\n", chain, chain)
+	commands := []string{"add chain " + chain + " { type filter hook forward priority 1; policy accept; }", "flush chain " + chain}
 	if percent > 0 {
 		for _, end := range []string{"iifname", "oifname"} {
-			commands += fmt.Sprintf("add rule %s %s %q numgen random mod 100 < %d drop\n", chain, end, port, percent)
+			commands = append(commands, fmt.Sprintf("add rule %s %s %q numgen random mod 100 < %d drop", chain, end, port, percent))
 		}
 	}
-	if err := s.nft(ctx, commands); err != nil {
+	if err := s.nft(ctx, strings.Join(commands, "\n")+"\n"); err != nil {
 		return fmt.Errorf("lose %d %% at %s: %w", percent, port, err)
 	}
 	return nil

@@ -1,16 +1,19 @@
 // Command lab builds a lab of real parts for people to play with, and breaks it
 // on request:
 //
-//	lab [-dir DIR] up [-hosts 3] [-bmc sim|go] [-nolocks]
+//	lab [-dir DIR] up [-hosts 3] [-bmc sim|go] [-nolocks] [-twostores]
 //	lab down | status
 //	lab power HOST on|off|mains|restore|shutdown
 //	lab hang HOST | unhang HOST
-//	lab cut HOST mgmt|stor|oob | heal HOST mgmt|stor|oob
+//	lab cut HOST mgmt|stor|oob|in|out | heal HOST mgmt|stor|oob|in|out
+//	lab lose HOST PERCENT | flap HOST PERIOD DURING
+//	lab partition HOST... | whole       whole ends all partitions and one-way cuts
+//	lab switch off|on
 //	lab oneway FROM TO cut|heal
-//	lab storage HOST|all ok|hang|eio|estale|ro|nospc|slow [DELAY]
+//	lab storage|storage2 HOST|all ok|hang|eio|estale|ro|nospc|slow [DELAY]
 //	lab bmc HOST kill|unplug|hang|heal|slow [DELAY]
 //	lab guest NAME [HOST]              make it, and start it on HOST
-//	lab program HOST NAME kill|pause|resume|hold|start
+//	lab program HOST NAME kill|pause|resume|hold|stop|start
 //	lab exec HOST COMMAND...
 package main
 
@@ -22,6 +25,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +48,7 @@ func run() int {
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
 	dir := flags.String("dir", defaultDir, "state directory")
 	flags.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: lab [-dir DIR] up|down|status|power|hang|unhang|cut|heal|oneway|storage|bmc|guest|program|exec …")
+		fmt.Fprintln(os.Stderr, "usage: lab [-dir DIR] up|down|status|power|hang|unhang|cut|heal|lose|flap|partition|whole|switch|oneway|storage|storage2|bmc|guest|program|exec …")
 		flags.PrintDefaults()
 	}
 	_ = flags.Parse(os.Args[1:]) // exits on error
@@ -80,10 +84,18 @@ func do(ctx context.Context, dir, verb string, args []string) error {
 	switch {
 	case verb == "status":
 		return status(ctx, l)
+	case verb == "whole":
+		return l.HealCuts(ctx)
 	case len(args) == 0:
 		return errUsage
-	case verb == "storage" && args[0] == "all":
-		return l.Each(func(h *lab.Host) error { return storage(ctx, h, args[1:]) })
+	case strings.HasPrefix(verb, "storage") && args[0] == "all":
+		return l.Each(func(h *lab.Host) error { return breakHost(ctx, h, verb, args[1:]) })
+	case verb == "switch" && args[0] == "off":
+		return l.SwitchOff()
+	case verb == "switch" && args[0] == "on":
+		return l.SwitchOn(ctx)
+	case verb == "partition":
+		return partition(ctx, l, args)
 	case verb == "guest":
 		return guest(ctx, l, args)
 	}
@@ -102,9 +114,10 @@ func up(ctx context.Context, dir string, log *slog.Logger, args []string) error 
 	hosts := flags.Int("hosts", 3, "number of hosts")
 	bmc := flags.String("bmc", string(lab.BMCSim), "BMC firmware, sim or go")
 	noLocks := flags.Bool("nolocks", false, "keep file locks to each host")
+	twoStores := flags.Bool("twostores", false, "give hosts a second shared storage")
 	_ = flags.Parse(args) // exits on error
 	l, err := lab.New(ctx, lab.Config{
-		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, Persist: true, Logger: log,
+		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, TwoStores: *twoStores, Persist: true, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -150,8 +163,14 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 		return h.Interact(ctx, args...)
 	case "storage":
 		return storage(ctx, h, args)
+	case "storage2":
+		return h.SecondStorage(ctx, lab.StorageMode(strings.Join(args, " ")))
 	case "bmc":
 		return bmc(ctx, h, args)
+	case "lose":
+		return lose(ctx, h, args)
+	case "flap":
+		return flap(ctx, h, args)
 	}
 	verbs := map[string]func() error{
 		"power on":       func() error { return h.PowerOn(ctx) },
@@ -161,6 +180,8 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 		"power shutdown": h.Shutdown,
 		"cut mgmt":       h.CutMgmt, "heal mgmt": func() error { return h.HealMgmt(ctx) },
 		"cut stor": h.CutStor, "heal stor": func() error { return h.HealStor(ctx) },
+		"cut in": func() error { return h.Deafen(ctx) }, "heal in": func() error { return h.Undeafen(ctx) },
+		"cut out": func() error { return h.Mute(ctx) }, "heal out": func() error { return h.Unmute(ctx) },
 		"cut oob": h.CutOOB, "heal oob": func() error { return h.HealOOB(ctx) },
 	}
 	if f, ok := verbs[strings.Join(append([]string{verb}, args...), " ")]; ok {
@@ -168,7 +189,7 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 	}
 	if verb == "program" && len(args) == 2 {
 		programs := map[string]func(context.Context, string) error{
-			"kill": h.Kill, "pause": h.Pause, "resume": h.Resume, "hold": h.Hold, "start": h.Start,
+			"kill": h.Kill, "pause": h.Pause, "resume": h.Resume, "hold": h.Hold, "stop": h.Stop, "start": h.Start,
 		}
 		if f, ok := programs[args[1]]; ok {
 			return f(ctx, args[0])
@@ -202,6 +223,44 @@ func bmc(ctx context.Context, h *lab.Host, args []string) error {
 		return h.SlowBMC(d)
 	}
 	return errUsage
+}
+
+func partition(ctx context.Context, l *lab.Lab, args []string) error {
+	var side []*lab.Host
+	for _, name := range args {
+		h, err := l.HostNamed(name)
+		if err != nil {
+			return err
+		}
+		side = append(side, h)
+	}
+	return l.Partition(ctx, side...)
+}
+
+func lose(ctx context.Context, h *lab.Host, args []string) error {
+	if len(args) != 1 {
+		return errUsage
+	}
+	percent, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	return h.Lose(ctx, percent)
+}
+
+func flap(ctx context.Context, h *lab.Host, args []string) error {
+	if len(args) != 2 {
+		return errUsage
+	}
+	period, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	during, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	return h.Flap(ctx, period, during)
 }
 
 func oneWay(ctx context.Context, l *lab.Lab, from *lab.Host, args []string) error {
