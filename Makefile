@@ -81,7 +81,15 @@ fuzz: ## every fuzz target for FUZZTIME=60s
 .PHONY: bench
 bench: ## benchmarks
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+	@$(MAKE) --no-print-directory detection
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory phases; else echo "the phases of a recovery on real parts need root: sudo make phases"; fi
+
+LIVES ?= 1
+
+.PHONY: detection
+detection: ## how soon a power cut is found in noise, and what noise alone leads to
+	@CGO_ENABLED=0 $(GO) test -count=1 -run '^TestDetection$$' -v -timeout 120m ./internal/sim -args -table $(LIVES) >detection.out 2>&1 \
+		|| { cat detection.out; exit 1; }; sed -n 's/^ *detection_test.go:[0-9]*: //p' detection.out; rm -f detection.out
 
 .PHONY: phases
 phases: packages ## how long each phase of a recovery takes, on real parts, as root

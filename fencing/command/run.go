@@ -1,0 +1,176 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/haven-ha/haven/fencing"
+)
+
+// Bounds of what is kept of a program.
+const (
+	outputMax = 16 << 10 // bytes that are kept; the rest is thrown away
+	toldMax   = 300      // bytes of it that an error tells
+	// reapFor is how long a killed program is waited for. One that the kernel does
+	// not let go, in a system call on dead storage, is left behind.
+	reapFor = 2 * time.Second
+)
+
+// run runs the program for one action and returns its exit code, and an error for
+// any but zero. The code is -1 when there is none.
+func (d *Driver) run(ctx context.Context, a Action) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
+	defer cancel()
+	args, input, secrets, err := d.prepare(a)
+	if err != nil {
+		return -1, err
+	}
+	out := &tail{}
+	cmd := exec.Command(d.cfg.Program, args...)
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	// What the program left running in the background may hold its output open.
+	cmd.WaitDelay = reapFor
+	if err := cmd.Start(); err != nil {
+		return -1, fmt.Errorf("start: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		killGroup(cmd.Process.Pid)
+		select {
+		case <-ended:
+		case <-time.After(2 * reapFor):
+		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return -1, fmt.Errorf("killed: %w", ctx.Err())
+		}
+		return -1, fmt.Errorf("%w: not done in time, killed", fencing.ErrUnreachable)
+	}
+	killGroup(cmd.Process.Pid) // what it left behind
+	var exit *exec.ExitError
+	switch {
+	case err == nil || errors.Is(err, exec.ErrWaitDelay):
+		return 0, nil
+	case !errors.As(err, &exit):
+		return -1, fmt.Errorf("wait: %w", err)
+	}
+	return exit.ExitCode(), fmt.Errorf("%s%s", exit, out.told(secrets))
+}
+
+// killGroup ends the program and all that it started. The group is gone when
+// nothing of it is left, and its number is not used again while this process has
+// not waited for its leader, or right after that.
+func killGroup(pid int) { _ = syscall.Kill(-pid, syscall.SIGKILL) }
+
+// prepare makes the arguments and the standard input of one run, and lists what
+// must not be told.
+func (d *Driver) prepare(a Action) (args []string, input string, secrets []string, err error) {
+	password := ""
+	if d.cfg.Password != nil {
+		if password, err = d.cfg.Password(); err != nil {
+			return nil, "", nil, fmt.Errorf("get the password: %w", err)
+		}
+		secrets = append(secrets, password)
+	}
+	if d.cfg.Style == StyleAgent {
+		input, err = d.lines(a, password)
+		return nil, input, secrets, err
+	}
+	for _, arg := range d.cfg.Arguments {
+		filled, err := fill(arg, d.places(a))
+		if err != nil {
+			return nil, "", nil, err
+		}
+		args = append(args, filled)
+	}
+	return args, "", secrets, nil
+}
+
+// lines is what a fence agent reads: name=value lines, in the names that all
+// agents have understood since the first ones, beside which newer agents have
+// others for the same things.
+func (d *Driver) lines(a Action, password string) (string, error) {
+	pairs := maps.Clone(d.cfg.Options)
+	if pairs == nil {
+		pairs = map[string]string{}
+	}
+	pairs["action"] = d.cfg.Words[a]
+	for name, value := range map[string]string{"ipaddr": d.cfg.Address, "login": d.cfg.Username, "passwd": password} {
+		if strings.ContainsAny(value, "\n\x00") {
+			return "", fmt.Errorf("the value of %s has more than one line", name)
+		}
+		if value != "" {
+			pairs[name] = value
+		}
+	}
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(pairs)) {
+		fmt.Fprintf(&b, "%s=%s\n", name, pairs[name])
+	}
+	return b.String(), nil
+}
+
+// tail keeps the last part of what a program prints.
+type tail struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.data = append(t.data, p...)
+	if over := len(t.data) - outputMax; over > 0 {
+		t.data = append(t.data[:0], t.data[over:]...)
+	}
+	return len(p), nil
+}
+
+// told returns the last lines for an error, in one line of printable text, without
+// the secrets. A secret that was cut in two at the beginning of what was kept is
+// not found any more, so the beginning is thrown away first.
+func (t *tail) told(secrets []string) string {
+	t.mu.Lock()
+	data := bytes.Clone(t.data)
+	t.mu.Unlock()
+	if len(data) >= outputMax {
+		cut := 0
+		for _, s := range secrets {
+			cut = max(cut, len(s))
+		}
+		data = data[min(cut, len(data)):]
+	}
+	text := string(data)
+	for _, s := range secrets {
+		if s != "" {
+			text = strings.ReplaceAll(text, s, "[secret]")
+		}
+	}
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '�' {
+			return ' '
+		}
+		return r
+	}, text)
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > toldMax {
+		text = "…" + strings.ToValidUTF8(text[len(text)-toldMax:], "")
+	}
+	if text == "" {
+		return ""
+	}
+	return ": " + text
+}
