@@ -47,6 +47,7 @@ type Geometry struct {
 	Size     int64 // in octets
 	Logical  int   // the smallest transfer, in octets
 	Physical int   // what is written at once without reading first, in octets
+	ReadOnly bool
 }
 
 // OpenDevice opens a block device. Symbolic links are followed: that is how
@@ -104,9 +105,8 @@ func (d *Device) inspect(mode DeviceMode) error {
 	if !mode.Write {
 		return nil
 	}
-	var ro int
-	err = d.control(func(fd int) (err error) { ro, err = unix.IoctlGetInt(fd, unix.BLKROGET); return err })
-	if err == nil && ro != 0 {
+	g, err := d.Geometry()
+	if err == nil && g.ReadOnly {
 		err = ErrReadOnly
 	}
 	return err
@@ -125,10 +125,8 @@ func readOnly(path string) bool {
 		return false
 	}
 	defer func() { _ = f.Close() }() // nothing was written
-	d := &Device{f: f}
-	var ro int
-	err = d.control(func(fd int) (err error) { ro, err = unix.IoctlGetInt(fd, unix.BLKROGET); return err })
-	return err == nil && ro != 0
+	g, err := (&Device{f: f}).Geometry()
+	return err == nil && g.ReadOnly
 }
 
 // Geometry asks the device.
@@ -141,15 +139,17 @@ func (d *Device) Geometry() (Geometry, error) {
 	if d.file {
 		return g, nil
 	}
-	err = d.control(func(fd int) (err error) {
-		if g.Logical, err = unix.IoctlGetInt(fd, unix.BLKSSZGET); err == nil {
-			g.Physical, err = unix.IoctlGetInt(fd, unix.BLKPBSZGET)
+	var ro int
+	for _, ask := range []struct {
+		request uint
+		answer  *int
+	}{{unix.BLKSSZGET, &g.Logical}, {unix.BLKPBSZGET, &g.Physical}, {unix.BLKROGET, &ro}} {
+		err := d.control(func(fd int) (err error) { *ask.answer, err = unix.IoctlGetInt(fd, ask.request); return err })
+		if err != nil {
+			return Geometry{}, fmt.Errorf("ask device for its sectors: %w", err)
 		}
-		return err
-	})
-	if err != nil {
-		return Geometry{}, fmt.Errorf("sector size of device: %w", err)
 	}
+	g.ReadOnly = ro != 0
 	return g, nil
 }
 

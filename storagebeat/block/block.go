@@ -149,7 +149,7 @@ func (s *store) device(ctx context.Context, write bool) (*blockio.Device, error)
 		}
 		*kept = d
 	}
-	h, err := s.identify(*kept)
+	h, err := s.identify(*kept, write)
 	if err != nil {
 		s.drop()
 		return nil, err
@@ -163,7 +163,7 @@ func (s *store) device(ctx context.Context, write bool) (*blockio.Device, error)
 
 // identify reads the header, every time: this is what tells a device from another
 // one that was put in its place.
-func (s *store) identify(d *blockio.Device) (header, error) {
+func (s *store) identify(d *blockio.Device, write bool) (header, error) {
 	h, err := readHeader(d)
 	if err != nil {
 		return header{}, err
@@ -174,6 +174,9 @@ func (s *store) identify(d *blockio.Device) (header, error) {
 	g, err := d.Geometry()
 	if err != nil {
 		return header{}, err
+	}
+	if write && g.ReadOnly { // The kernel may take writes to a device that was made so, and lose them.
+		return header{}, blockio.ErrReadOnly
 	}
 	return h, h.fits(g)
 }
