@@ -102,9 +102,12 @@ func (c *childServer) serve(req request) response {
 	c.before(req.Op)
 	resp := response{ID: req.ID}
 	err := c.broken
-	if req.Op == opProbe {
+	switch {
+	case req.Op == opProbe:
 		resp.Probe, err = probe(req.Path)
-	} else if err == nil {
+	case req.Op == opStat:
+		resp.Attr, err = statFile(req.Path)
+	case err == nil:
 		ctx, cancel := context.WithTimeout(context.Background(), req.Within)
 		defer cancel()
 		err = c.operate(ctx, req, &resp)
@@ -123,8 +126,6 @@ func (c *childServer) operate(ctx context.Context, req request, resp *response) 
 		}
 	case opWrite:
 		err = c.store.Write(ctx, RawBeat{Host: req.Host, Writer: req.Writer, Slot: req.Slot, Data: req.record})
-	case opStat:
-		resp.Attr, err = statFile(req.Path)
 	case opInit:
 		if req.Init == nil {
 			err = errors.New("init without options")

@@ -26,6 +26,7 @@ import (
 	"github.com/haven-ha/haven/internal/agent"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/diskwatch"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/loopnet"
 	"github.com/haven-ha/haven/internal/netx"
@@ -49,6 +50,8 @@ type Options struct {
 	Net [2]byte
 	// MemoryMiB is what each machine has.
 	MemoryMiB uint64
+	// DiskIdle is detection.disk_idle; 0 is the default of the configuration.
+	DiskIdle time.Duration
 	// OnEvent is told what really happens. It must not call back.
 	OnEvent func(world.Event)
 	// Log makes the logger of one host.
@@ -198,7 +201,7 @@ api: {port: %[4]d, ca_file: %[1]s/ca.pem, cert_file: %[1]s/host.pem, key_file: %
 helper: {port: 8443, cert_file: %[1]s/host.pem, key_file: %[1]s/host.key, username: haven, password_file: %[1]s/helper.password}
 heartbeat:
   stores: [{name: nfs1, type: dir, path: %[1]s/store}]
-detection: {start_up_grace: 3s}
+detection: {start_up_grace: 3s%[6]s}
 fencing:
   action: off
   check_interval: 10s
@@ -206,7 +209,7 @@ fencing:
   devices: {bmc: {driver: ipmi, port: %[5]d, username: haven, password_file: %[1]s/bmc.password}}
 restart: {memory_reserve_mib: 256}
 hosts:
-`, dir, len(c.hosts)/2+1, GossipPort, APIPort, bmcPort)
+`, dir, len(c.hosts)/2+1, GossipPort, APIPort, bmcPort, c.diskIdle())
 	for _, h := range c.hosts {
 		bmc := netip.MustParseAddrPort(c.bmcAddr(h)).Addr()
 		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s}}}}\n", h.ID, h.Addr, bmc)
@@ -461,8 +464,13 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		return d, nil, err
 	}
 	d.Stores = []agent.Store{{Name: "nfs1", Device: &gatedDevice{h, child}}}
+	reader, err := diskwatch.NewReader(c.opts.StoreChild, c.config.Heartbeat.IOTimeout)
+	if err != nil {
+		return d, nil, errors.Join(err, child.Close())
+	}
+	d.Disks = vmDisks{h, reader}
 	return d, func() {
-		if err := child.Close(); err != nil {
+		if err := errors.Join(child.Close(), reader.Close()); err != nil {
 			log.Warn("store child did not close", "error", err)
 		}
 	}, nil
@@ -526,7 +534,7 @@ func (h *Host) askHelper(ctx context.Context, id haven.HostID) (haven.Tri, strin
 	if err == nil {
 		err = conn.Close()
 	}
-	if on, _ := other.Machine.On(); !on || errors.Is(err, os.ErrDeadlineExceeded) {
+	if on, _ := other.Machine.On(); !on || !other.helperRuns() || errors.Is(err, os.ErrDeadlineExceeded) {
 		return haven.No, "no answer"
 	}
 	return haven.Yes, "it answers"
