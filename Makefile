@@ -59,7 +59,7 @@ lab: packages build ## scenarios on real libvirtd, QEMU, BMCs and storage, as ro
 	HAVEN_LAB_RUNS=$${HAVEN_LAB_RUNS:-2} CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -parallel 2 -v ./test/lab/... $(LAB_TESTS) ./test/scenarios
 
 # Packages with tests that need Ceph.
-CEPH_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<ceph\>' . 2>/dev/null | xargs -r -n1 dirname | sort -u)
+CEPH_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build ceph$$' . 2>/dev/null | xargs -r -n1 dirname | sort -u)
 
 .PHONY: ceph
 ceph: ## stores in Ceph pools (build tag ceph), tested on a one-node Ceph that it installs

@@ -35,13 +35,13 @@ type storeFlags struct {
 func (a *app) storeFlags(cmd *cobra.Command) *storeFlags {
 	f := &storeFlags{a: a}
 	cmd.Flags().StringVar(&f.cluster, "cluster", "", "`name` of the cluster (default: that of the configuration)")
-	cmd.Flags().StringVar(&f.kind, "type", "", "`kind` of a store given by its path: dir or block (default: block below /dev, else dir)")
+	cmd.Flags().StringVar(&f.kind, "type", "", "`kind` of a store given by its path or pool: dir, block or rados (default: block below /dev, else dir)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", storeTimeout, "give up after this `time`")
 	cmd.ValidArgsFunction = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		var names []cobra.Completion
 		if c := a.readConfig(); c != nil {
 			for _, s := range c.Heartbeat.Stores {
-				names = append(names, cobra.CompletionWithDesc(s.Name, s.Path))
+				names = append(names, cobra.CompletionWithDesc(s.Name, s.Place()))
 			}
 		}
 		return names, cobra.ShellCompDirectiveDefault
@@ -52,6 +52,7 @@ func (a *app) storeFlags(cmd *cobra.Command) *storeFlags {
 // place is one store as the command line names it.
 type place struct {
 	kind, path string
+	options    map[string]string
 	cluster    string // empty when nobody says which one
 }
 
@@ -68,8 +69,9 @@ func (f *storeFlags) find(arg string) (place, error) {
 	}
 	byPath := filepath.IsAbs(arg)
 	for _, s := range known {
-		if s.Name == arg || byPath && s.Path == filepath.Clean(arg) {
-			p.kind, p.path = s.Type, s.Path
+		// A name has no slash; a pool of the configuration is known by its namespace.
+		if s.Name == arg || byPath && s.Path == filepath.Clean(arg) || strings.Contains(arg, "/") && s.Place() == arg {
+			p.kind, p.path, p.options = s.Type, s.Place(), s.Options()
 			break
 		}
 	}
@@ -82,10 +84,13 @@ func (f *storeFlags) find(arg string) (place, error) {
 		p.path = filepath.Clean(arg)
 		p.kind, err = f.kindOf(p.path)
 		return p, err
+	case f.kind == storagebeat.TypeRados:
+		p.kind, p.path = f.kind, arg
+		return p, nil
 	case err != nil:
 		return place{}, fmt.Errorf("find store %s by its name: %w", arg, err)
 	}
-	return place{}, fmt.Errorf("there is no store %s in %s; a path begins with /", arg, f.a.configPath)
+	return place{}, fmt.Errorf("there is no store %s in %s; a path begins with /, and a pool needs --type rados", arg, f.a.configPath)
 }
 
 // kindOf says what kind of store a path means.
@@ -94,7 +99,7 @@ func (f *storeFlags) kindOf(path string) (string, error) {
 	case f.kind == storagebeat.TypeDir || f.kind == storagebeat.TypeBlock:
 		return f.kind, nil
 	case f.kind != "":
-		return "", usagef("--type %s: want dir or block", f.kind)
+		return "", usagef("--type %s: want dir or block, or rados with a pool instead of a path", f.kind)
 	case strings.HasPrefix(path, "/dev/"):
 		return storagebeat.TypeBlock, nil
 	}
@@ -109,7 +114,7 @@ func (f *storeFlags) with(ctx context.Context, p place, cluster string, do func(
 	}
 	path := p.path
 	child, err := storagebeat.NewChild(storagebeat.ChildConfig{
-		Command: f.a.StoreChild, Type: p.kind, Path: path, Cluster: cluster, Timeout: f.timeout,
+		Command: f.a.StoreChild, Type: p.kind, Path: path, Options: p.options, Cluster: cluster, Timeout: f.timeout,
 	})
 	if err != nil {
 		return err
@@ -125,6 +130,8 @@ func (f *storeFlags) with(ctx context.Context, p place, cluster string, do func(
 		return fmt.Errorf("%s did not answer within %s: the storage hangs, or is slower than --timeout; it is as it was, or as it was to be: %w", path, f.timeout, err)
 	case errors.Is(err, storagebeat.ErrNoIdentity) && p.kind == storagebeat.TypeBlock:
 		return fmt.Errorf("%s is no store: it is another device than you think, or 'haven store init' was never run: %w", path, err)
+	case errors.Is(err, storagebeat.ErrNoIdentity) && p.kind == storagebeat.TypeRados:
+		return fmt.Errorf("%s is no store: it is another pool than you think, or 'haven store init' was never run: %w", path, err)
 	case errors.Is(err, storagebeat.ErrNoIdentity):
 		return fmt.Errorf("%s is no store: it is not mounted, or 'haven store init' was never run: %w", path, err)
 	}
@@ -133,14 +140,17 @@ func (f *storeFlags) with(ctx context.Context, p place, cluster string, do func(
 
 func (a *app) storeInit() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "init NAME|PATH", Short: "Make a shared directory or block device a store", Args: cobra.ExactArgs(1),
-		Long: `Make a directory on shared storage, or a shared block device, a store: write its
-identity, without which no agent reads or writes there. Do it once, from any
-host, with the storage mounted. A directory is made if its parent exists.
+		Use: "init NAME|PATH", Short: "Make a shared directory, block device or Ceph pool a store", Args: cobra.ExactArgs(1),
+		Long: `Make a directory on shared storage, a shared block device or a Ceph pool a store:
+write its identity, without which no agent reads or writes there. Do it once,
+from any host, with the storage mounted. A directory is made if its parent
+exists. A pool, POOL or POOL/NAMESPACE, is best configured first and named here
+by the store's name.
 
 What is there already is not given up unless it is named word for word. A store:
 --replace with the name of its cluster. A directory that holds something else:
---replace with its path. A device that holds anything but zeros where the store
+--replace with its path. A pool or namespace that holds other objects: --replace
+with POOL or POOL/NAMESPACE; they stay where they are. A device that holds anything but zeros where the store
 will be, or in its first or last MiB: --erase with DEVICE:CLUSTER, as both are
 given here; all that is on the device is lost then.
 
