@@ -15,7 +15,18 @@ import (
 
 func (a *Agent) arm(armed bool) func(context.Context, *api.Call, client.Act) error {
 	return func(ctx context.Context, _ *api.Call, q client.Act) error {
-		return a.commitOne(ctx, ledger.SetArmed{Armed: armed, By: q.By, Reason: q.Reason, At: time.Now()})
+		return a.commitOne(ctx, ledger.SetArmed{Armed: armed, Now: !armed && q.Now, By: q.By, Reason: q.Reason, At: time.Now()})
+	}
+}
+
+// maintenance puts a host into maintenance, or ends that.
+func (a *Agent) maintenance(on bool) func(context.Context, *api.Call, client.Act) error {
+	return func(ctx context.Context, c *api.Call, q client.Act) error {
+		id, err := a.namedHost(c)
+		if err != nil {
+			return err
+		}
+		return a.commitOne(ctx, ledger.SetMaintenance{Host: id, On: on, By: q.By, Reason: q.Reason, At: time.Now()})
 	}
 }
 
@@ -65,13 +76,19 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 	j, _ := a.judgement.Load().host(id)
 	var incident haven.IncidentID
 	var boot haven.BootID
-	open := false
+	open, kept := false, false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		if h := s.Hosts[id]; h != nil {
 			boot, incident = h.Boot, h.Incident
 			open = incident != ""
+			kept = h.ProvedDead() && h.Maintenance != nil && h.Maintenance.Keeps == h.Boot
 		}
 	})
+	if kept {
+		// It is proved dead already; what is missing is the word that this was not on
+		// purpose, or that its VMs need not wait.
+		return a.commitOne(ctx, ledger.SetMaintenance{Host: id, LetGo: true, By: q.By, Reason: q.Reason, At: time.Now()})
+	}
 	if boot == "" {
 		return refused("host %s never took part in the cluster", id)
 	}

@@ -60,11 +60,13 @@ type Agent struct {
 	diskEvidence *diskEvidence
 
 	judgement atomic.Pointer[judged]
-	reign     atomic.Pointer[mastery] // set while this agent is master and ready
-	mastery   *mastery                // the duty loop's own
-	decided   uint64                  // the duty loop's own: the ledger's index after its last decisions
-	lists     *beatLists              // the judge loop's own
-	expected  []haven.HostID          // the judge loop's own: whose beats are expected
+	reign     atomic.Pointer[mastery]      // set while this agent is master and ready
+	releasing atomic.Bool                  // this isolated host stops its VMs, as configured
+	protects  atomic.Pointer[[]haven.VMID] // what the master told last to be protected here
+	mastery   *mastery                     // the duty loop's own
+	decided   uint64                       // the duty loop's own: the ledger's index after its last decisions
+	lists     *beatLists                   // the judge loop's own
+	expected  []haven.HostID               // the judge loop's own: whose beats are expected
 	done      chan ended
 	kicked    chan struct{}
 	judged    chan struct{} // there is a new judgement
@@ -251,6 +253,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("definitions", quietly(a.keepLoop))
 	part("gossip meta", quietly(a.tellGossip))
 	part("fence devices", quietly(a.testDevices))
+	if a.d.Hypervisor != nil {
+		part("responses", quietly(a.respondLoop))
+	}
 
 	var err error
 	select {
@@ -481,11 +486,15 @@ func (a *Agent) snapshots() []storagebeat.Snapshot {
 func (a *Agent) beat() storagebeat.Beat {
 	vms, whole := a.watch.running()
 	master, _ := a.master()
-	majority := a.majority()
 	return storagebeat.Beat{
 		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
-		Isolated: majority == haven.No && a.cluster.Health().Alone, Left: a.leaving(), VMs: vms, Complete: whole,
+		Isolated: a.saysIsolated(), Releasing: a.releasing.Load(), Left: a.leaving(), VMs: vms, Complete: whole,
 	}
+}
+
+// saysIsolated says whether this host reaches nobody.
+func (a *Agent) saysIsolated() bool {
+	return a.majority() == haven.No && a.cluster.Health().Alone
 }
 
 // ledgerSeen tells of signs that a ledger exists somewhere.

@@ -65,10 +65,17 @@ func (l *beatLists) better(best recovery.BeatList, key recordKey, v storagebeat.
 		l.records[key] = seen
 	}
 	seen.take(v.Beat, read)
-	if since := seen.previous.Add(-l.oldest); v.Beat.Complete && !seen.previous.IsZero() && since.After(best.Since) {
-		return recovery.BeatList{Complete: true, VMs: v.Beat.VMs, Since: since, Boot: v.Beat.Boot}
+	since := seen.previous.Add(-l.oldest)
+	if !v.Beat.Complete || seen.previous.IsZero() {
+		return best
 	}
-	return best
+	// A list of a host that stops its VMs is worth more than a fresher one of its
+	// helper, which does not know of that.
+	releasing := v.Beat.Releasing && key.writer == storagebeat.WriterAgent
+	if releasing == best.Releasing && !since.After(best.Since) || best.Releasing && !releasing {
+		return best
+	}
+	return recovery.BeatList{Complete: true, VMs: v.Beat.VMs, Since: since, Boot: v.Beat.Boot, Releasing: releasing}
 }
 
 func (r *recordSeen) take(b storagebeat.Beat, read time.Time) {

@@ -38,6 +38,8 @@ type Deps struct {
 	Journal     vmrestart.Journal
 	// Hypervisor is nil on a witness.
 	Hypervisor Hypervisor
+	// Stopper ends VMs for configured responses; nil where that is not possible.
+	Stopper Stopper
 	// Probe reads VM disks without being able to hang the agent; nil on a witness.
 	Probe vmrestart.Prober
 	// Disks tells of the disks of other hosts' VMs; nil for nothing.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,6 +92,7 @@ func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
 			return judgeIdle, true
 		}
 	}
+	a.logDecisions(out.Commands)
 	for _, act := range out.Acts {
 		a.owned.Go(func() { a.perform(ctx, m, act) })
 	}
@@ -98,6 +100,23 @@ func (a *Agent) duty(ctx context.Context) (time.Duration, bool) {
 		return time.Millisecond, true
 	}
 	return out.Wake, out.Wake > 0
+}
+
+// logDecisions writes one line for each change of a verdict that was recorded (P9).
+func (a *Agent) logDecisions(cmds []ledger.Command) {
+	for _, c := range cmds {
+		r, ok := c.(ledger.RecordDecisions)
+		if !ok {
+			continue
+		}
+		for _, d := range r.Decisions {
+			var evidence []string
+			for _, e := range d.Evidence {
+				evidence = append(evidence, e.String())
+			}
+			a.log.Info("decision", "host", d.Host, "boot", d.Boot, "verdict", d.To, "was", d.From, "why", d.Why, "term", d.Term.String(), "left_out", d.LeftOut, "evidence", evidence)
+		}
+	}
 }
 
 // currentMastery begins, keeps or ends this agent's work as master.
@@ -282,11 +301,14 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement, rep *heard) recove
 	if !h.MayFence() {
 		v.NoFence = "the detector withholds a power command: " + h.NoFence
 	}
+	if h.Flapping {
+		v.Quarantine = cmp.Or(h.Quarantine.Detail, haven.HoldFlapping)
+	}
 	if h.Suspected {
 		v.SuspectedFor = a.at(now) - h.SuspectedSince
 	}
 	if rep != nil {
-		v.Inventory, v.Load, v.Refuses, v.Orders = rep.inventory, rep.Load, rep.Refuses, rep.Orders
+		v.Inventory, v.Load, v.Refuses, v.Orders, v.Released = rep.inventory, rep.Load, rep.Refuses, rep.Orders, rep.Released
 		if rep.Leaving != haven.LeaveNone {
 			v.Leave = rep.Leaving
 		}
@@ -357,6 +379,10 @@ func (a *Agent) perform(ctx context.Context, m *mastery, act recovery.Act) {
 		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 		defer cancel()
 		a.performFetch(ctx, act, &d)
+	case recovery.Stop:
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout+askTimeout)
+		defer cancel()
+		a.performStop(ctx, m, act, &d)
 	}
 	if d.Err != nil && ctx.Err() == nil {
 		a.log.Debug("act did not succeed", "act", act.Key(), "error", d.Err)

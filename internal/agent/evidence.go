@@ -75,7 +75,7 @@ func (e *evidence) report(r *client.Report, at time.Time) (known, news bool) {
 	h := &heard{Report: *r, at: at}
 	old := e.reports[r.Host]
 	news = old == nil || old.Identity != r.Identity || r.Inventory != nil || old.Leaving != r.Leaving ||
-		old.Refuses != r.Refuses || !slices.Equal(old.Orders, r.Orders)
+		old.Refuses != r.Refuses || !slices.Equal(old.Orders, r.Orders) || !slices.Equal(old.Released, r.Released)
 	if old != nil && old.Boot == r.Boot && old.inventorySHA == r.InventorySHA {
 		h.inventory, h.inventorySHA = old.inventory, old.inventorySHA
 	}

@@ -235,6 +235,7 @@ func (a *Agent) detectorHost(s *ledger.State, id haven.HostID, at time.Duration,
 	var trust ledger.PowerTrust
 	if reg := s.Hosts[id]; reg != nil {
 		h.Boot, h.Proved, trust = reg.Boot, reg.ProvedDead(), reg.Power
+		h.Maintenance = reg.Maintenance != nil
 	}
 	h.Report, h.Probes = a.hostReport(id, at)
 	h.Gossip = gossipOf(m, at)

@@ -89,6 +89,8 @@ func (r *reporter) send(ctx context.Context, master haven.HostID) (client.Ack, e
 	rep := r.a.makeReport()
 	inv, sha, _, _ := r.a.watch.get()
 	rep.InventorySHA = sha
+	// After the inventory: what it does not show any more is then known as stopped.
+	rep.Released = r.a.executor.Released()
 	if r.sentTo != master || r.sentSHA != sha {
 		rep.Inventory = &inv
 	}
@@ -155,6 +157,7 @@ func (a *Agent) obey(ack client.Ack) {
 	a.useSlot(ack.Slot)
 	a.setTold()
 	a.setWatched(ack.Watch)
+	a.protects.Store(&ack.Protected)
 	select { // Nobody else sends, so there is room after this.
 	case <-a.standing:
 	default:

@@ -41,6 +41,9 @@ func (a *Agent) peerRoutes() []api.Route {
 		host("POST "+client.PathOrders, client.MaxOrderBytes, taking(func(ctx context.Context, from haven.HostID, q *client.OrderRequest) (haven.OrderReport, error) {
 			return a.TakeOrder(ctx, from, *q)
 		})),
+		host("POST "+client.PathStop, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.StopRequest) (client.StopAnswer, error) {
+			return a.TakeStop(ctx, from, *q)
+		})),
 		host("POST "+client.PathProbe, client.MaxSmallBytes, taking(func(ctx context.Context, _ haven.HostID, q *client.ProbeRequest) (client.ProbeAnswer, error) {
 			return a.Probe(ctx, *q)
 		})),
@@ -102,6 +105,11 @@ func (a *Agent) operatorRoutes() []api.Route {
 		view("/readyz", func(context.Context, *api.Call) (any, error) { return a.viewReady() }),
 		act("/v1/arm", api.NeedOperator, a.arm(true)),
 		act("/v1/disarm", api.NeedOperator, a.arm(false)),
+		act("/v1/hosts/{host}/maintenance", api.NeedOperator, a.maintenance(true)),
+		act("/v1/hosts/{host}/maintenance/end", api.NeedOperator, a.maintenance(false)),
+		view("/v1/hosts/{host}/decisions", func(ctx context.Context, c *api.Call) (any, error) {
+			return a.atMaster(func(bool) (any, error) { return a.viewDecisions(haven.HostID(c.Path("host"))) })(ctx, c)
+		}),
 		act("/v1/hosts/{host}/confirm-dead", api.NeedOperator, a.confirmDead),
 		act("/v1/hosts/{host}/release", api.NeedAdmin, a.releaseHost),
 		act("/v1/hosts/{host}/trust-bmc", api.NeedAdmin, a.trustPower),

@@ -50,11 +50,15 @@ func (a *Agent) recoveryConfig() recovery.Config {
 		ReportAfter: reportTroubleAfter, ReturnAfter: returnAfter, AbsenceAge: absenceAge, UnknownAfter: orderUnknownAfter,
 		Limits:     vmrestart.PlanLimits{StartsPerHost: a.cfg.Restart.MaxStartsInFlight},
 		ReserveMiB: uint64(a.cfg.Restart.MemoryReserveMiB), ProtectAll: a.cfg.Restart.Protect == "all",
+		HoldAlarmAfter: a.cfg.Holds.AlarmAfter, HoldAlarmEvery: a.cfg.Holds.RepeatEvery,
+		StopsIsolated: map[haven.HostID]bool{}, StopsStorageLost: map[haven.HostID]bool{}, StorageLostDelay: a.cfg.Response.StorageLost.Delay,
 	}
 	for _, id := range a.cfg.HostIDs() {
 		h, _ := a.cfg.Host(id)
 		rc.Actions[id] = h.Fencing.Action
 		rc.Devices[id] = len(a.d.Fences[id]) > 0
+		rc.StopsIsolated[id] = h.Response.Isolation != config.IsolationLeave
+		rc.StopsStorageLost[id] = h.Response.StorageLost == config.StorageLostRestart
 	}
 	return rc
 }

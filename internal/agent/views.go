@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/haven-ha/haven/cluster"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
 )
 
 func (a *Agent) viewMembers() client.Members {
@@ -77,9 +79,11 @@ func (a *Agent) viewStatus() client.Status {
 		}
 	}
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
-		if s.Disarm != nil {
-			st.Armed, st.DisarmedBy = false, s.Disarm.By
+		if d := s.Disarm; d != nil {
+			st.Armed, st.DisarmedBy, st.DisarmedAt, st.DisarmReason = false, d.By, d.At, d.Reason
+			st.DisarmPending = recovery.Finishing(s.DisarmPending())
 		}
+		st.Held = heldViews(recovery.Holds(s, st.Holds), time.Now())
 		st.Incidents = len(s.OpenIncidents())
 		for _, vm := range s.VMs {
 			if vm.Desired != ledger.DesiredRunning {
@@ -95,11 +99,72 @@ func (a *Agent) viewStatus() client.Status {
 	return st
 }
 
+// heldViews lists holds for people: VMs that are held for one reason are one.
+func heldViews(all []recovery.Held, now time.Time) []client.Held {
+	var out []client.Held
+	vms := map[string]int{}
+	for _, h := range all {
+		age := client.Millis(0)
+		if !h.Hold.Since.IsZero() {
+			age = client.MillisOf(max(0, now.Sub(h.Hold.Since)))
+		}
+		if i, seen := vms[h.Hold.Reason]; seen && h.Of == recovery.HeldVM {
+			v := &out[i]
+			v.Count++
+			v.Age = max(v.Age, age)
+			if len(v.VMs) < 5 {
+				v.VMs = append(v.VMs, h.Name)
+			}
+			continue
+		}
+		v := client.Held{Of: h.Of, Host: h.Host, Hold: h.Hold, Age: age, Release: recovery.Releases(h.Hold.Reason)}
+		switch h.Of {
+		case recovery.HeldVM:
+			vms[h.Hold.Reason] = len(out)
+			v.VMs, v.Count, v.Host = []string{h.Name}, 1, ""
+		case recovery.HeldIncident:
+			v.Incident = haven.IncidentID(h.ID)
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// viewBrakes shows what the ledger has that holds a host back.
+func viewBrakes(v *client.Host, s *ledger.State, h *ledger.Host) {
+	if m := h.Maintenance; m != nil {
+		v.Maintenance = &client.Maintenance{By: m.By, At: m.At, Reason: m.Reason, Keeps: m.Keeps != ""}
+	}
+	if in := s.Incidents[h.Incident]; in != nil && v.Hold.Reason == "" {
+		v.Hold = in.Hold
+	}
+}
+
+// viewDecisions lists the latest changes of a host's verdict, the latest first.
+func (a *Agent) viewDecisions(id haven.HostID) (any, error) {
+	if _, ok := a.cfg.Host(id); !ok {
+		return nil, fmt.Errorf("host %q: %w", id, haven.ErrNotFound)
+	}
+	out := []client.Decision{}
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, d := range slices.Backward(s.Decisions) {
+			if d.Host == id {
+				out = append(out, client.Decision{
+					At: d.At, Term: d.Term, By: d.By, Host: d.Host, Boot: d.Boot, From: d.From, To: d.To, Why: d.Why, Evidence: d.Evidence, LeftOut: d.LeftOut,
+				})
+			}
+		}
+	})
+	return out, nil
+}
+
 // sentence says how the cluster is, the worst first.
 func sentence(st client.Status) (string, bool) {
 	switch {
 	case st.Stale:
 		return "The master cannot be reached from here; what follows may be old.", false
+	case !st.Armed && st.DisarmPending != "":
+		return fmt.Sprintf("Recovery is disarmed by %s; pending: %s.", st.DisarmedBy, st.DisarmPending), false
 	case !st.Armed:
 		return fmt.Sprintf("Recovery is disarmed by %s: nothing will be fenced or started.", st.DisarmedBy), false
 	case len(st.Holds) > 0:
@@ -146,9 +211,13 @@ func (a *Agent) viewHosts() []client.Host {
 			if jh, ok := j.host(id); ok {
 				v.Verdict, v.VerdictAge, v.Explanation = jh.Verdict, client.MillisOf(a.at(now)-jh.Since), jh.Why
 				v.Missing, v.Hold, v.Evidence, v.Left = jh.Missing, a.holdOf(jh.Hold), jh.Evidence, jh.Left
+				if jh.Flapping {
+					v.Quarantine = cmp.Or(jh.Quarantine.Detail, haven.HoldFlapping)
+				}
 			}
 			if h := s.Hosts[id]; h != nil {
 				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Distrust
+				viewBrakes(&v, s, h)
 				if h.ProvedDead() {
 					v.Proof = h.Proof
 				}
@@ -299,6 +368,7 @@ func incidentView(s *ledger.State, in *ledger.Incident) client.Incident {
 	v := client.Incident{
 		ID: in.ID, Host: in.Host, Boot: in.Boot, Step: in.Step, Verdict: in.Verdict, Hold: in.Hold,
 		SuspectedAt: in.SuspectedAt, OpenedAt: in.OpenedAt, ClosedAt: in.ClosedAt, Outcome: in.Outcome, Proof: in.Proof,
+		Dropped: in.Dropped, Response: in.Response,
 	}
 	for _, f := range in.Attempts {
 		v.Attempts = append(v.Attempts, client.FenceAttempt{

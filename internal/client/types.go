@@ -55,6 +55,8 @@ type Report struct {
 	Orders       []haven.OrderReport `json:"orders,omitempty"`
 	// Refuses says why the agent takes no orders now; empty when it does.
 	Refuses string `json:"refuses,omitempty"`
+	// Released are the VMs that the agent stopped for a configured response.
+	Released []haven.VMID `json:"released,omitempty"`
 	// Leaving is set by an agent's last reports.
 	Leaving haven.LeaveReason `json:"leaving,omitempty"`
 	// Observer is what the agent says of its own paths, Beats what it reads of
@@ -304,6 +306,9 @@ type Host struct {
 	VMs          int               `json:"vms"` // protected VMs that it owns
 	Load         haven.HostLoad    `json:"load"`
 	Refuses      string            `json:"refuses,omitempty"`
+	Maintenance  *Maintenance      `json:"maintenance,omitempty"`
+	// Quarantine says why it is given no VMs although it is healthy.
+	Quarantine string `json:"quarantine,omitempty"`
 }
 
 // VM is one VM as the ledger has it.
@@ -342,6 +347,10 @@ type Incident struct {
 	Attempts    []FenceAttempt  `json:"attempts,omitempty"`
 	VMs         []IncidentVM    `json:"vms,omitempty"`
 	Timeline    []TimelineEntry `json:"timeline,omitempty"`
+	// Dropped counts the lines that were dropped from the middle of the time line.
+	Dropped int `json:"dropped,omitempty"`
+	// Response is what was begun on the host itself, as configured.
+	Response string `json:"response,omitempty"`
 	// Recording is where the flight recorder of the host that answers keeps
 	// what it saw of the incident. Masters before it may have one, too.
 	Recording *Recording `json:"recording,omitempty"`
@@ -421,15 +430,22 @@ type Status struct {
 	Version    string       `json:"version"`
 	Armed      bool         `json:"armed"`
 	DisarmedBy string       `json:"disarmed_by,omitempty"`
+	DisarmedAt time.Time    `json:"disarmed_at,omitzero"`
+	// DisarmReason is the operator's, DisarmPending what is being finished before
+	// the disarm takes effect; empty when it did.
+	DisarmReason  string `json:"disarm_reason,omitempty"`
+	DisarmPending string `json:"disarm_pending,omitempty"`
 	// Sentence is the health of the cluster in one sentence.
-	Sentence  string       `json:"sentence"`
-	Healthy   bool         `json:"healthy"`
-	Holds     []haven.Hold `json:"holds,omitempty"`
-	Hosts     int          `json:"hosts"`
-	HostsUp   int          `json:"hosts_up"`
-	VMs       int          `json:"vms"`
-	VMsUp     int          `json:"vms_up"`
-	Incidents int          `json:"incidents_open"`
+	Sentence string       `json:"sentence"`
+	Healthy  bool         `json:"healthy"`
+	Holds    []haven.Hold `json:"holds,omitempty"`
+	// Held is everything that is held: in the cluster, incidents and VMs.
+	Held      []Held `json:"held,omitempty"`
+	Hosts     int    `json:"hosts"`
+	HostsUp   int    `json:"hosts_up"`
+	VMs       int    `json:"vms"`
+	VMsUp     int    `json:"vms_up"`
+	Incidents int    `json:"incidents_open"`
 	// Stale says that the answer comes from an agent that could not reach the
 	// master; it may be old.
 	Stale bool `json:"stale,omitempty"`
@@ -441,4 +457,6 @@ type Act struct {
 	Reason string `json:"reason,omitempty"`
 	// Force overrules the check that nothing shows life.
 	Force bool `json:"force,omitempty"`
+	// Now, when disarming, stops what is under way as well.
+	Now bool `json:"now,omitempty"`
 }
