@@ -1,6 +1,8 @@
 package detector
 
 import (
+	"encoding/json"
+	"fmt"
 	"testing"
 	"time"
 
@@ -11,6 +13,14 @@ import (
 type rec struct {
 	now time.Duration
 	in  Input
+}
+
+// MarshalJSON writes a step for people.
+func (r rec) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Now time.Duration `json:"now"`
+		In  Input         `json:"in"`
+	}{r.now, r.in})
 }
 
 // dumb is the second implementation: slow, obvious, written from the verdict
@@ -26,21 +36,20 @@ type dumb struct {
 }
 
 type dumbHost struct {
-	first      int           // the step it first appeared in
-	log        map[life]bool // every sign of life it ever gave
-	suspect    bool
-	suspectAt  time.Duration
-	dueAt      time.Duration
-	due        bool
-	roundAt    time.Duration
-	rounds     int
-	left       haven.LeaveReason
-	leftAt     time.Duration
-	gossipLife []time.Duration // instants at which a standing "alive" counted
-	aliveAt    time.Duration
-	alive      bool
-	verdict    haven.Verdict
-	story      []dumbMoment // since it first appeared
+	first     int                      // the step it first appeared in
+	last      map[string]time.Duration // its last sign of life by path, "" for any
+	suspect   bool
+	suspectAt time.Duration
+	dueAt     time.Duration
+	due       bool
+	roundAt   time.Duration
+	rounds    int
+	left      haven.LeaveReason
+	leftAt    time.Duration
+	aliveAt   time.Duration
+	alive     bool
+	verdict   haven.Verdict
+	story     []dumbMoment // since it first appeared
 }
 
 // dumbMoment is what a step came to for one host.
@@ -74,7 +83,7 @@ func (d *dumb) step(r rec) []dumbVerdict {
 	d.hist = append(d.hist, r)
 	for i := range r.in.Hosts {
 		if d.hosts[r.in.Hosts[i].ID] == nil {
-			d.hosts[r.in.Hosts[i].ID] = &dumbHost{first: k, log: map[life]bool{}}
+			d.hosts[r.in.Hosts[i].ID] = &dumbHost{first: k, last: map[string]time.Duration{}}
 		}
 	}
 	due := d.writersDue(r) // before this step's leaves are known
@@ -225,23 +234,17 @@ func lives(r rec, h *Host) []life {
 
 // lastLife is the last sign of life on a path ("" for any) told so far.
 func (d *dumb) lastLife(id haven.HostID, path string) (time.Duration, bool) {
-	last, ever := time.Duration(0), false
-	note := func(at time.Duration) {
-		if !ever || at > last {
-			last, ever = at, true
-		}
-	}
-	for l := range d.hosts[id].log {
-		if path == "" || l.path == path {
-			note(l.at)
-		}
-	}
-	if path == "" || path == "net" {
-		for _, at := range d.hosts[id].gossipLife {
-			note(at)
-		}
-	}
+	last, ever := d.hosts[id].last[path]
 	return last, ever
+}
+
+// note keeps a sign of life.
+func (st *dumbHost) note(l life) {
+	for _, path := range []string{l.path, ""} {
+		if last, ever := st.last[path]; !ever || l.at > last {
+			st.last[path] = l.at
+		}
+	}
 }
 
 // silence is how long a path has been silent while a trusted observer watched.
@@ -453,7 +456,7 @@ func (d *dumb) netAlive(k int, h *Host, due bool) (alive, reported bool) {
 		}
 		if r.now-heard >= d.cfg.GossipLag || !due && !st.suspect {
 			alive = true
-			st.gossipLife = append(st.gossipLife, r.now)
+			st.note(life{r.now, "net"})
 		}
 	}
 	return alive, reported
@@ -467,7 +470,7 @@ func (d *dumb) judge(k int, h *Host, due map[haven.HostID]bool) dumbVerdict {
 		before, had = d.lastLife(h.ID, "")
 	}
 	for _, l := range lives(r, h) {
-		st.log[l] = true
+		st.note(l)
 	}
 	expected := r.in.Self.Master || h.Report.Expected
 	if expected && !st.due {
@@ -585,35 +588,23 @@ func (st *dumbHost) standsFailed() bool {
 // flaps says whether there was a step at which the host had fallen from health
 // too often, with no long enough time of health after it.
 func (st *dumbHost) flaps(c Config) bool {
-	fell := func(i int) bool {
-		return i > 0 && st.story[i-1].told == haven.VerdictHealthy && isFall(st.story[i].told)
+	var falls []time.Duration
+	flaps, healthy := false, 0 // healthy: the step since which it is
+	for i, m := range st.story {
+		if i > 0 && st.story[i-1].told == haven.VerdictHealthy && isFall(m.told) {
+			falls = append(falls, m.now)
+			if n := len(falls) - c.FlapCount; n >= 0 && m.now-falls[n] < c.FlapWindow {
+				flaps = true
+			}
+		}
+		switch {
+		case m.told != haven.VerdictHealthy:
+			healthy = i + 1
+		case m.now-st.story[healthy].now >= c.FlapCalm:
+			flaps = false
+		}
 	}
-	for i := len(st.story) - 1; i >= 0; i-- {
-		if !fell(i) {
-			continue
-		}
-		falls := 0
-		for k := range i + 1 {
-			if fell(k) && st.story[i].now-st.story[k].now < c.FlapWindow {
-				falls++
-			}
-		}
-		if falls < c.FlapCount {
-			continue
-		}
-		// It was put into quarantine then. Was it ever calm for long enough?
-		for from := i; from < len(st.story); from++ {
-			to := from
-			for to < len(st.story) && st.story[to].told == haven.VerdictHealthy {
-				to++
-			}
-			if to > from && st.story[to-1].now-st.story[from].now >= c.FlapCalm {
-				return false
-			}
-		}
-		return true
-	}
-	return false
+	return flaps
 }
 
 type situation struct {
@@ -859,11 +850,13 @@ func (d *dumb) massHolds(k int) bool {
 	if last < 0 {
 		return false
 	}
-	for from := last + 1; from <= k; from++ {
-		for to := from; to <= k && d.trust[to]; to++ {
-			if d.hist[to].now-d.hist[from].now >= d.cfg.MassFailureCalm {
-				return false
-			}
+	from := last + 1
+	for i := from; i <= k; i++ {
+		switch {
+		case !d.trust[i]:
+			from = i + 1
+		case d.hist[i].now-d.hist[from].now >= d.cfg.MassFailureCalm:
+			return false
 		}
 	}
 	return true
@@ -875,42 +868,45 @@ type fataler interface {
 	Fatalf(format string, args ...any)
 }
 
-// checkDumb runs the history through the dumb machine and, unless outs are
-// given, a new real one, and compares every verdict. The two agree exactly:
-// there is no granularity in which they may differ.
-func checkDumb(t fataler, cfg Config, hist []rec, outs []Output) {
+// disagrees takes one more step and compares every conclusion. The two agree
+// exactly: there is no granularity in which they may differ.
+func (d *dumb) disagrees(r rec, out *Output) string {
+	k := len(d.hist)
+	want := d.step(r)
+	if out.Trusted != d.trust[k] {
+		return fmt.Sprintf("step %d at %v: trusted %t, the dumb one says %t", k, r.now, out.Trusted, d.trust[k])
+	}
+	for i := range want {
+		j := &out.Hosts[i]
+		if j.Verdict != want[i].verdict {
+			return fmt.Sprintf("step %d at %v: %s is %s (%s, missing %v), the dumb one says %s", k, r.now, j.Host, j.Verdict, j.Why, j.Missing, want[i].verdict)
+		}
+		if j.PowerOff && !want[i].proof {
+			return fmt.Sprintf("step %d at %v: power off of %s proved, the dumb one disagrees", k, r.now, j.Host)
+		}
+		if j.Flapping != want[i].flapping {
+			return fmt.Sprintf("step %d at %v: %s flapping: %t, the dumb one says %t", k, r.now, j.Host, j.Flapping, want[i].flapping)
+		}
+		// A contradiction may hold the real one back, never urge it on.
+		if j.MayFence() && !want[i].fence || want[i].fence && !j.MayFence() && j.Hold.Reason != haven.HoldContradiction {
+			return fmt.Sprintf("step %d at %v: %s may be fenced: %t (%v, %s), the dumb one says %t", k, r.now, j.Host, j.MayFence(), j.Hold, j.NoFence, want[i].fence)
+		}
+	}
+	return ""
+}
+
+// checkDumb runs the history through both machines and compares them.
+func checkDumb(t fataler, cfg Config, hist []rec) {
 	t.Helper()
 	m, err := New(cfg)
 	if err != nil {
 		t.Fatalf("config: %v", err)
 	}
 	d := newDumb(cfg)
-	for k, r := range hist {
-		var out Output
-		if outs != nil {
-			out = outs[k]
-		} else {
-			out = m.Step(r.now, r.in)
-		}
-		want := d.step(r)
-		if out.Trusted != d.trust[k] {
-			t.Fatalf("step %d at %v: trusted %t, the dumb one says %t", k, r.now, out.Trusted, d.trust[k])
-		}
-		for i := range want {
-			j := &out.Hosts[i]
-			if j.Verdict != want[i].verdict {
-				t.Fatalf("step %d at %v: %s is %s (%s, missing %v), the dumb one says %s", k, r.now, j.Host, j.Verdict, j.Why, j.Missing, want[i].verdict)
-			}
-			if j.PowerOff && !want[i].proof {
-				t.Fatalf("step %d at %v: power off of %s proved, the dumb one disagrees", k, r.now, j.Host)
-			}
-			// A contradiction may hold the real one back, never urge it on.
-			if j.Flapping != want[i].flapping {
-				t.Fatalf("step %d at %v: %s flapping: %t, the dumb one says %t", k, r.now, j.Host, j.Flapping, want[i].flapping)
-			}
-			if j.MayFence() && !want[i].fence || want[i].fence && !j.MayFence() && j.Hold.Reason != haven.HoldContradiction {
-				t.Fatalf("step %d at %v: %s may be fenced: %t (%v), the dumb one says %t", k, r.now, j.Host, j.MayFence(), j.Hold, want[i].fence)
-			}
+	for _, r := range hist {
+		out := m.Step(r.now, r.in)
+		if complaint := d.disagrees(r, &out); complaint != "" {
+			t.Fatalf("%s", complaint)
 		}
 	}
 }

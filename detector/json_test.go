@@ -28,7 +28,7 @@ func again[T any](t *testing.T, v T) T {
 func TestJSONLosesNothing(t *testing.T) {
 	n := uint64(1000)
 	if testing.Short() {
-		n = 150
+		n = 30
 	}
 	for seed := range n {
 		h := newHistory(seed + 9<<40)

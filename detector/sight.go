@@ -245,10 +245,10 @@ func (s *sight) probes(kind haven.EvidenceKind, after, start time.Duration) have
 // exists. Of two that finished at once, the one later in the list stands.
 func (h *Host) superseded(i int, now time.Duration) bool {
 	p := &h.Probes[i]
-	for k := range h.Probes {
+	for k := len(h.Probes) - 1; k >= 0; k-- { // The newest stand last, as a rule.
 		q := &h.Probes[k]
-		if k != i && q.Kind == p.Kind && q.Observer == p.Observer && q.Finished <= now &&
-			(q.Finished > p.Finished || q.Finished == p.Finished && k > i) {
+		if (q.Finished > p.Finished || q.Finished == p.Finished && k > i) && q.Finished <= now &&
+			q.Kind == p.Kind && q.Observer == p.Observer {
 			return true
 		}
 	}

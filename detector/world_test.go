@@ -29,6 +29,9 @@ type world struct {
 	session uint64
 	out     Output
 	trace   []rec // what the machine was told, for the dumb one
+	forgets bool  // it keeps no trace
+	twin    *dumb // if there is one, it checks each step
+	differs string
 	tamper  func(*Input)
 	stalled bool // self's process does not run: nobody judges
 	mumbles bool // self does not tell of its own paths
@@ -142,8 +145,15 @@ func (w *world) step() {
 	if w.tamper != nil {
 		w.tamper(&in)
 	}
-	w.trace = append(w.trace, rec{w.now, in})
 	w.out = w.m.Step(w.now, in)
+	switch {
+	case w.twin != nil:
+		if complaint := w.twin.disagrees(rec{w.now, in}, &w.out); w.differs == "" {
+			w.differs = complaint
+		}
+	case !w.forgets:
+		w.trace = append(w.trace, rec{w.now, in})
+	}
 	for i := range w.out.Hosts {
 		w.serve(self, w.hosts[i], &w.out.Hosts[i])
 	}
