@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -26,22 +27,21 @@ func TestWallClock(t *testing.T) {
 
 	g.trial(t, "the clock of the master's host goes an hour ahead", func(tr *trial) {
 		v := tr.master()
-		defer tr.setClock(v, 0)
 		tr.setClock(v, time.Hour)
 		tr.leftAlone(watched, g.guests...)
 		tr.alwaysHealthy()
+		tr.setClock(v, 0)
 	})
 	g.trial(t, "the clock of a host goes an hour back", func(tr *trial) {
 		v := tr.victim()
-		defer tr.setClock(v, 0)
 		tr.setClock(v, -time.Hour)
 		tr.leftAlone(watched, g.guests...)
 		tr.alwaysHealthy()
+		tr.setClock(v, 0)
 	})
 	g.trial(t, "a host dies among clocks that differ by two hours", func(tr *trial) {
 		master, v := tr.master(), tr.victim()
 		for _, h := range tr.lab.Hosts() {
-			defer tr.setClock(h, 0)
 			switch h {
 			case master:
 				tr.setClock(h, time.Hour)
@@ -88,6 +88,22 @@ func (tr *trial) setClock(h *lab.Host, ahead time.Duration) {
 		tr.t.Error(err)
 	}
 	tr.ok(f.Close())
+	tr.eventually(30*time.Second, h.Name+" to have the new time", func() bool {
+		at, err := lastLogged(filepath.Join(h.LogDir, "havend.log"))
+		tr.ok(err)
+		return (at.Sub(time.Now()) - ahead).Abs() < time.Minute
+	})
+}
+
+// lastLogged is the time of the last whole line of a log.
+func lastLogged(file string) (time.Time, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return time.Time{}, err
+	}
+	at := bytes.LastIndex(data[:bytes.LastIndexByte(data, '\n')+1], []byte("\ntime="))
+	stamp, _, _ := strings.Cut(string(data[at+len("\ntime="):]), " ")
+	return time.Parse(time.RFC3339Nano, stamp)
 }
 
 // wallSource is the part of the standard library's clock that these builds have

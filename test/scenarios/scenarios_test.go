@@ -17,6 +17,7 @@ import (
 
 // TestPowerCut: a host loses its power; its BMC stays and says so (P1, P2, P7).
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	guests := s.guests(victim, "a", "b")
@@ -60,6 +61,7 @@ func phases(t testing.TB, in client.Incident, name string, cut, write time.Time)
 
 // TestMasterPowerCut: the host that loses its power is the master's own (P1, P3, P7).
 func TestMasterPowerCut(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.master()
 	guests := s.guests(victim, "a", "b")
@@ -77,6 +79,7 @@ func TestMasterPowerCut(t *testing.T) {
 // TestKernelHang: a host's kernel stops; its BMC says on. It must be fenced, and
 // proved off, before anything else (P1, P2).
 func TestKernelHang(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	guests := s.guests(victim, "a", "b")
@@ -131,6 +134,7 @@ func (s *site) untouched(during time.Duration, boots uint32, guests []*lab.Guest
 // TestAgentKilled: the agent of a host dies and stays down; the host and its
 // helper live. It is reported, and nothing else is touched (P4).
 func TestAgentKilled(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	guests := s.guests(victim, "a")
@@ -150,6 +154,7 @@ func TestAgentKilled(t *testing.T) {
 
 // TestNetworkCut: a host loses its management network; its beats go on (P4).
 func TestNetworkCut(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	guests := s.guests(victim, "a")
@@ -167,6 +172,7 @@ func TestNetworkCut(t *testing.T) {
 // TestMasterNetworkCut: the master loses its management network. The others
 // elect another one, and nobody is fenced (P3, P4).
 func TestMasterNetworkCut(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.master()
 	guests := s.guests(victim, "a")
@@ -183,6 +189,7 @@ func TestMasterNetworkCut(t *testing.T) {
 // TestStorageHungForOne: one host's storage hangs. Its network lives, so it is
 // reported and left alone (P4, P8).
 func TestStorageHungForOne(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	neighbour := s.master()
@@ -201,6 +208,7 @@ func TestStorageHungForOne(t *testing.T) {
 // TestStorageHungForAll: the storage itself fails. Everybody's beats stop; that
 // is an outage of the storage and not of any host (P4, P6).
 func TestStorageHungForAll(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	host := s.slave()
 	guests := s.guests(host, "a")
@@ -292,6 +300,7 @@ func (s *site) settledIncident(victim *lab.Host, limit time.Duration, but ...*la
 // TestReturningHost: a host that was fenced comes back. It starts nothing by
 // itself, and its stale definitions are set aside (P1).
 func TestReturningHost(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, options{})
 	victim := s.slave()
 	guests := s.guests(victim, "a")
