@@ -2,14 +2,10 @@ package storagebeat
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	haven "github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/internal/blockio"
@@ -41,22 +37,23 @@ const (
 type dirStore struct {
 	path    string
 	cluster string // the store must be of this cluster; empty takes any
+	fs      files
 	id      Identity
 	reading map[string]*openBeat
-	writing map[string]*blockio.File
+	writing map[string]file
 	written map[string][]byte // what was last written, to notice that it went elsewhere
 	buf     []byte
 }
 
 type openBeat struct {
-	f    *blockio.File
+	f    file
 	last [RecordSize]byte
 }
 
 func newDirStore(path, cluster string) *dirStore {
 	return &dirStore{
-		path: path, cluster: cluster,
-		reading: make(map[string]*openBeat), writing: make(map[string]*blockio.File), written: make(map[string][]byte),
+		path: path, cluster: cluster, fs: osFiles{},
+		reading: make(map[string]*openBeat), writing: make(map[string]file), written: make(map[string][]byte),
 		buf: blockio.Buffer(RecordSize),
 	}
 }
@@ -96,7 +93,14 @@ func (d *dirStore) readAll() (Contents, error) {
 // identify reads the identity through its name, every time: this is what tells
 // a mount that went away from the mount itself.
 func (d *dirStore) identify() (Identity, error) {
-	id, err := readIdentity(d.path)
+	var id Identity
+	err := again(func() error {
+		text, err := d.fs.identity(d.path)
+		if err == nil {
+			id, err = DecodeIdentity(text)
+		}
+		return err
+	})
 	if err == nil && d.cluster != "" && id.Cluster != d.cluster {
 		err = fmt.Errorf("store %s of cluster %q, want cluster %q: %w", id.ID, id.Cluster, d.cluster, ErrForeign)
 	}
@@ -111,34 +115,12 @@ func (d *dirStore) identify() (Identity, error) {
 	return id, nil
 }
 
-func readIdentity(path string) (Identity, error) {
-	f, err := os.OpenFile(filepath.Join(path, identityName), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return Identity{}, fmt.Errorf("open identity: %w: %w", err, ErrNoIdentity)
-	}
-	if err != nil {
-		return Identity{}, fmt.Errorf("open identity: %w", err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, identityLimit))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return Identity{}, fmt.Errorf("read identity: %w", err)
-	}
-	return DecodeIdentity(b)
-}
-
 // list returns the names in the directory of beats, sorted.
-func (d *dirStore) list() ([]string, error) {
-	f, err := os.Open(filepath.Join(d.path, beatsName))
-	if err != nil {
-		return nil, fmt.Errorf("list beats: %w", err)
-	}
-	names, err := f.Readdirnames(maxFiles + 1)
-	if cerr := f.Close(); err == nil || errors.Is(err, io.EOF) {
-		err = cerr
-	}
+func (d *dirStore) list() (names []string, err error) {
+	err = again(func() error {
+		names, err = d.fs.names(filepath.Join(d.path, beatsName), maxFiles+1)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list beats: %w", err)
 	}
@@ -161,11 +143,21 @@ func (d *dirStore) readBeat(name string) ([]byte, error) {
 		// means the same file.
 		d.dropReading(name)
 	}
-	f, err := blockio.Open(d.beatPath(name), blockio.Read)
+	if err := again(func() (err error) { h, err = d.readFresh(name); return err }); err != nil {
+		return nil, err
+	}
+	h.last = [RecordSize]byte(d.buf)
+	d.reading[name] = h
+	return bytes.Clone(d.buf), nil
+}
+
+// readFresh reads a record through a handle of its own.
+func (d *dirStore) readFresh(name string) (*openBeat, error) {
+	f, err := d.fs.open(d.beatPath(name), blockio.Read)
 	if err != nil {
 		return nil, fmt.Errorf("open beat: %w", err)
 	}
-	h = &openBeat{f: f}
+	h := &openBeat{f: f}
 	err = d.readInto(h)
 	for i := 0; i < rereads && err == nil && !whole(d.buf) && !blank(d.buf); i++ {
 		err = d.readInto(h)
@@ -174,9 +166,7 @@ func (d *dirStore) readBeat(name string) ([]byte, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("read beat: %w", err)
 	}
-	h.last = [RecordSize]byte(d.buf)
-	d.reading[name] = h
-	return bytes.Clone(d.buf), nil
+	return h, nil
 }
 
 func (d *dirStore) readInto(h *openBeat) error {
@@ -196,10 +186,7 @@ func (d *dirStore) write(raw RawBeat) error {
 	if err != nil {
 		return fmt.Errorf("beat for store %s: %w", id.ID, err)
 	}
-	if err = d.writeBeat(name, raw.Data); errors.Is(err, syscall.ESTALE) {
-		err = d.writeBeat(name, raw.Data)
-	}
-	if err != nil {
+	if err = again(func() error { return d.writeBeat(name, raw.Data) }); err != nil {
 		return fmt.Errorf("write beat %d: %w", b.Sequence, err)
 	}
 	d.written[name] = bytes.Clone(raw.Data)
@@ -229,14 +216,14 @@ func (d *dirStore) writeBeat(name string, data []byte) (err error) {
 // openForWriting opens a record's file, and makes it when it is not there. The
 // first record gives it its full size, and all others go to the same place, so a
 // store that fills up later cannot stop the beats.
-func (d *dirStore) openForWriting(name string) (*blockio.File, error) {
-	f, err := blockio.Open(d.beatPath(name), blockio.Create)
+func (d *dirStore) openForWriting(name string) (file, error) {
+	f, err := d.fs.open(d.beatPath(name), blockio.Create)
 	if err != nil {
 		return nil, err
 	}
 	size, err := f.Size()
 	if err == nil && size < RecordSize {
-		err = blockio.SyncDir(filepath.Join(d.path, beatsName))
+		err = d.fs.syncDir(filepath.Join(d.path, beatsName))
 	}
 	if err != nil {
 		_ = f.Close()
