@@ -25,6 +25,14 @@ type Options struct {
 	Mount   string // where this host's view of it appears
 	Control string // path of the unix socket that takes commands
 	Locks   bool   // file locks hold across hosts; without, each host has its own
+	// AttrCache is for how long this host's kernel takes attributes from its own
+	// memory, as an NFS client does (actimeo). Who asks with AT_STATX_FORCE_SYNC is
+	// told the truth.
+	AttrCache time.Duration
+	// AttrLag is for how long the storage itself repeats what it told of a file, as
+	// a file system with a caching process of its own does. It repeats it to
+	// everybody.
+	AttrLag time.Duration
 }
 
 // Serve mounts the export and serves it until the mount is gone.
@@ -34,16 +42,16 @@ func Serve(o Options) error {
 	if err != nil {
 		return err
 	}
-	never := time.Duration(0) // nothing is cached, so that hosts see each other's writes at once
+	// Unless it is wanted nothing is cached, so that hosts see each other's writes at once.
 	options := &fs.Options{
-		AttrTimeout:  &never,
-		EntryTimeout: &never,
+		AttrTimeout:  &o.AttrCache,
+		EntryTimeout: &o.AttrCache,
 		MountOptions: fuse.MountOptions{
 			FsName: o.Export, Name: "labfs", DirectMountStrict: true, AllowOther: true,
 			MaxWrite: 1 << 20, EnableLocks: o.Locks,
 		},
 	}
-	raw := &gated{RawFileSystem: fs.NewNodeFS(root, options), gate: g}
+	raw := &gated{RawFileSystem: lagging(fs.NewNodeFS(root, options), o.AttrLag), gate: g}
 	server, err := fuse.NewServer(raw, o.Mount, &options.MountOptions)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", o.Mount, err)
