@@ -79,6 +79,7 @@ var owners = map[string][]string{
 	"github.com/spf13":                        {"internal/cli"},      // cobra and its flags
 	"github.com/ceph/go-ceph":                 {"storagebeat/rados"}, // with the tag ceph
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
+	"github.com/godbus/dbus/v5":               {"internal/logind"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},
 	// In tests anywhere; in other code only there.
