@@ -126,6 +126,24 @@ func New(cfg Config) (*Driver, error) {
 	return d, errors.Join(d.checkTemplate(), d.checkOptions())
 }
 
+// Target tells what the program is told to act on. Two devices of one target are
+// one device: then a power-off meant for one host would hit another.
+func (d *Driver) Target() string {
+	parts := []string{d.cfg.Program}
+	if d.cfg.Style == StyleAgent {
+		parts = append(parts, d.cfg.Address)
+		for _, name := range slices.Sorted(maps.Keys(d.cfg.Options)) {
+			parts = append(parts, name+"="+d.cfg.Options[name])
+		}
+		return strings.Join(parts, " ")
+	}
+	for _, arg := range d.cfg.Arguments {
+		filled, _ := fill(arg, d.places("")) // New has tried it
+		parts = append(parts, filled)
+	}
+	return strings.Join(parts, " ")
+}
+
 // checkTemplate refuses a template that cannot tell one action from another, or
 // that has a place for something unknown.
 func (d *Driver) checkTemplate() error {

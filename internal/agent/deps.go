@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -99,6 +100,13 @@ type FenceDevice struct {
 	Key     string
 	Address string
 	Driver  fencing.Driver
+	// Session bounds one call of the driver; zero for the fence policy's bound.
+	Session time.Duration
+}
+
+// session is how long one call of the device's driver may take.
+func (d FenceDevice) session() time.Duration {
+	return cmp.Or(d.Session, fencing.DefaultPolicy().Session)
 }
 
 // HelperProbe asks a host's helper for its list: Yes when it answers, No when

@@ -502,7 +502,7 @@ func (a *Agent) untilProved(ctx context.Context, act recovery.Fence) {
 func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []FenceDevice, permit fencing.Permit) (*haven.Proof, string, error) {
 	var detail strings.Builder
 	for _, dev := range level {
-		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), a.fencePolicy(), permit, a.log.With("host", act.Host, "device", dev.Name))
+		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), a.fencePolicy(dev), permit, a.log.With("host", act.Host, "device", dev.Name))
 		if err != nil {
 			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), err
 		}
@@ -522,9 +522,9 @@ func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []Fenc
 }
 
 // fencePolicy is the default one within the configured bound.
-func (a *Agent) fencePolicy() fencing.Policy {
+func (a *Agent) fencePolicy(dev FenceDevice) fencing.Policy {
 	p := fencing.DefaultPolicy()
-	p.Total = a.cfg.Fencing.VerifyTimeout
+	p.Total, p.Session = a.cfg.Fencing.VerifyTimeout, dev.session()
 	return p
 }
 

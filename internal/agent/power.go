@@ -227,6 +227,15 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger 
 	return out
 }
 
+// allDevices lists the devices of all hosts.
+func (a *Agent) allDevices() []FenceDevice {
+	var all []FenceDevice
+	for _, ladder := range a.d.Fences {
+		all = append(all, slices.Concat(ladder...)...)
+	}
+	return all
+}
+
 // deviceKeys lists the devices of a host.
 func (a *Agent) deviceKeys(host haven.HostID) []string {
 	var keys []string
@@ -246,11 +255,11 @@ func (a *Agent) readPower(ctx context.Context, host haven.HostID) {
 	a.owned.Go(func() {
 		defer a.kick()
 		defer a.power.end(host)
-		ctx, cancel := context.WithTimeout(ctx, fencing.DefaultPolicy().Session)
-		defer cancel()
 		var wg sync.WaitGroup
 		for _, d := range devices {
 			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, d.session())
+				defer cancel()
 				r, err := a.power.gate.Read(d.Key, d.Driver).Power(ctx)
 				if err != nil {
 					a.log.Log(ctx, a.quiet.level("power/"+d.Key), "power state could not be read", "host", host, "device", d.Name, "error", err)
@@ -284,6 +293,9 @@ func (p *power) end(host haven.HostID) {
 func (a *Agent) testDevices(ctx context.Context) {
 	policy := fencing.DefaultTestPolicy()
 	policy.Spread = 2 * time.Second
+	for _, d := range a.allDevices() {
+		policy.Limit = max(policy.Limit, d.session())
+	}
 	if a.cfg.Fencing.CheckInterval > 0 {
 		policy.Every = a.cfg.Fencing.CheckInterval
 	}

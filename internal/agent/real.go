@@ -22,6 +22,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/cluster"
 	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/fencing/command"
 	"github.com/haven-ha/haven/fencing/ipmi"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/flight"
@@ -222,7 +223,7 @@ func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
 		for _, names := range host.Fencing.Levels {
 			var level []FenceDevice
 			for _, name := range names {
-				dev, err := fenceDevice(name, host.Fencing.Devices[name])
+				dev, err := fenceDevice(id, name, host.Fencing.Devices[name])
 				if err != nil {
 					return nil, fmt.Errorf("fence device %s of host %s: %w", name, id, err)
 				}
@@ -236,23 +237,50 @@ func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
 	return all, nil
 }
 
-func fenceDevice(name string, d config.Device) (FenceDevice, error) {
+func fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, error) {
+	password := func() (string, error) {
+		s, _, err := config.LoadSecret(d.PasswordFile)
+		return s.Reveal(), err
+	}
+	if d.Driver == "command" {
+		return programDevice(host, name, d, password)
+	}
 	var suites []int
 	for _, s := range d.CipherSuite.Suites() {
 		suites = append(suites, int(s))
 	}
 	addr := netip.AddrPortFrom(d.Address, uint16(d.Port)).String()
 	driver, err := ipmi.New(ipmi.Config{
-		Net: netx.Real{}, Address: addr, Username: d.Username, Suites: suites, Timeout: d.Timeout,
-		Password: func() (string, error) {
-			s, _, err := config.LoadSecret(d.PasswordFile)
-			return s.Reveal(), err
-		},
+		Net: netx.Real{}, Address: addr, Username: d.Username, Suites: suites, Timeout: d.Timeout, Password: password,
 	})
 	if err != nil {
 		return FenceDevice{}, err
 	}
 	return FenceDevice{Name: name, Key: addr, Address: addr, Driver: driver}, nil
+}
+
+// programDevice is a device that comes with a program.
+func programDevice(host haven.HostID, name string, d config.Device, password func() (string, error)) (FenceDevice, error) {
+	c := d.Command
+	cfg := command.Config{
+		Style: command.Style(c.Style), Program: c.Program, Arguments: c.Arguments, Options: c.Options,
+		Words: map[command.Action]string{
+			command.Off: c.Words.Off, command.On: c.Words.On, command.Blink: c.Words.Blink,
+			command.Status: c.Words.Status, command.Test: c.Words.Test,
+		},
+		ExitOn: c.ExitOn, ExitOff: c.ExitOff, Host: host, Username: d.Username, PasswordFile: d.PasswordFile, Timeout: c.RunTimeout,
+	}
+	if d.Address.IsValid() {
+		cfg.Address = d.Address.String()
+	}
+	if d.PasswordFile != "" {
+		cfg.Password = password
+	}
+	driver, err := command.New(cfg)
+	if err != nil {
+		return FenceDevice{}, err
+	}
+	return FenceDevice{Name: name, Key: string(host) + "/" + name, Address: driver.Target(), Driver: driver, Session: c.RunTimeout + 5*time.Second}, nil
 }
 
 // helperProbe asks helpers over HTTP as CloudStack's client would.

@@ -226,7 +226,7 @@ func (a *Agent) delegate(subject haven.HostID, w way) haven.HostID {
 // the delegate leaves open what became of it, as with the device itself.
 func (r relayed) ask(ctx context.Context, delegate haven.HostID, q client.PowerRequest) (client.PowerAnswer, error) {
 	q.Host, q.Device, q.Term = r.host, r.dev.Key, r.a.executor.Highest()
-	q.Limit = client.MillisOf(fencing.DefaultPolicy().Session)
+	q.Limit = client.MillisOf(r.dev.session())
 	if end, ok := ctx.Deadline(); ok {
 		q.Limit = min(q.Limit, client.MillisOf(time.Until(end)))
 	}
@@ -269,7 +269,7 @@ func (a *Agent) Power(ctx context.Context, from haven.HostID, q client.PowerRequ
 	case a.loop.ok() != haven.Yes || a.majority() != haven.Yes:
 		return client.PowerAnswer{}, fmt.Errorf("this agent cannot vouch for its own paths: %w", haven.ErrUnavailable)
 	}
-	ctx, cancel := context.WithTimeout(ctx, min(q.Limit.Duration(), fencing.DefaultPolicy().Session))
+	ctx, cancel := context.WithTimeout(ctx, min(q.Limit.Duration(), dev.session()))
 	defer cancel()
 	var answer client.PowerAnswer
 	var err error

@@ -259,7 +259,7 @@ func (k *checker) addresses() {
 	}
 	hypervisors := k.c.Hypervisors()
 	for _, n := range sorted(k.c.Fencing.Devices) {
-		if k.c.Fencing.Devices[n].Address.IsValid() && len(hypervisors) > 1 {
+		if v := k.c.Fencing.Devices[n]; v.Driver != "command" && v.Address.IsValid() && len(hypervisors) > 1 {
 			k.wrong("one BMC cannot be that of all hosts", "move the address to each host: hosts.NAME.fencing.devices."+n+".address", "fencing.devices."+n+".address")
 		}
 	}
@@ -273,6 +273,9 @@ func (k *checker) addresses() {
 			}
 			if host, ok := owner[v.Address]; ok {
 				k.wrong(fmt.Sprintf("%s is the address of host %s itself, not of a BMC", v.Address, host), "write the address of the BMC: it must answer when the host cannot", key)
+			}
+			if v.Driver == "command" {
+				continue // One power strip has an outlet for each host.
 			}
 			seat := netip.AddrPortFrom(v.Address, uint16(v.Port))
 			if other, twice := bmc[seat]; twice {
@@ -339,8 +342,12 @@ func (k *checker) lacking(id haven.HostID, n string) []string {
 			lacks = append(lacks, n+"."+name)
 		}
 	}
-	need("address", !v.Address.IsValid())
 	need("driver", v.Driver == "")
+	if v.Driver == "command" {
+		need("command.program", v.Command.Program == "")
+		return lacks
+	}
+	need("address", !v.Address.IsValid())
 	need("username", v.Username == "")
 	need("password_file", v.PasswordFile == "")
 	return lacks

@@ -139,14 +139,30 @@ type Limit struct {
 // Device is one fence device. Of a host it is complete; among the cluster's
 // defaults, parts may be missing.
 type Device struct {
-	Driver       string // ipmi
+	Driver       string // ipmi or command
 	Address      netip.Addr
 	Port         int
 	Username     string
 	PasswordFile string
 	Timeout      time.Duration
 	CipherSuite  CipherSuite
+	Command      Command // of driver command
 }
+
+// Command is a fence device that comes with a program.
+type Command struct {
+	Style      string // arguments or fence-agents
+	Program    string
+	Arguments  []string
+	Options    map[string]string
+	Words      Words
+	ExitOn     int
+	ExitOff    int
+	RunTimeout time.Duration
+}
+
+// Words are what a program calls each action; empty for what it cannot do.
+type Words struct{ Off, On, Blink, Status, Test string }
 
 // CipherSuite is how an IPMI session is protected: auto, 17 or 3.
 type CipherSuite string

@@ -133,6 +133,33 @@ func TestExplicitKeysOverrideProfile(t *testing.T) {
 	}
 }
 
+// TestCommandDevice: what is common stands with the cluster's device, the outlet
+// with the host's, and one power strip serves several hosts.
+func TestCommandDevice(t *testing.T) {
+	c := load(t, strings.NewReplacer(
+		"devices: {bmc: {driver: ipmi, username: haven, password_file: /k/bmc}}",
+		"devices: {bmc: {driver: command, address: 10.1.0.1, username: apc, command: {style: fence-agents, program: /usr/sbin/fence_apc, options: {ssh: \"1\"}, words: {test: monitor}, exit_off: 3}}}",
+		"devices: {bmc: {address: 10.1.0.1}}", "devices: {bmc: {command: {options: {plug: 1}}}}",
+		"devices: {bmc: {address: 10.1.0.2}}", "devices: {bmc: {command: {options: {plug: 2}, run_timeout: 40s}}}",
+	).Replace(small))
+	h1, _ := c.Host("h1")
+	h2, _ := c.Host("h2")
+	want := Device{
+		Driver: "command", Address: netip.MustParseAddr("10.1.0.1"), Port: 623, Username: "apc", Timeout: 2 * time.Second, CipherSuite: "auto",
+		Command: Command{
+			Style: "fence-agents", Program: "/usr/sbin/fence_apc", Options: map[string]string{"plug": "1"},
+			Words: Words{Off: "off", On: "on", Status: "status", Test: "monitor"}, ExitOff: 3, RunTimeout: 20 * time.Second,
+		},
+	}
+	if got := h1.Ladder()[0][0]; !reflect.DeepEqual(got, want) {
+		t.Errorf("h1:\n got %+v\nwant %+v", got, want)
+	}
+	want.Command.Options, want.Command.RunTimeout = map[string]string{"plug": "2"}, 40*time.Second
+	if got := h2.Ladder()[0][0]; !reflect.DeepEqual(got, want) {
+		t.Errorf("h2:\n got %+v\nwant %+v", got, want)
+	}
+}
+
 func TestHostViews(t *testing.T) {
 	c := load(t, strings.Replace(small, "h2: {address: 10.0.0.2, fencing: {devices: {bmc: {address: 10.1.0.2}}}}",
 		"h2: {zone: b, address: '::ffff:10.0.0.2', fencing: {action: none, levels: [[pdu, bmc]], devices: {bmc: {address: 'fd00::2', username: root, port: 624, timeout: 5s, cipher_suite: 3}, pdu: {driver: ipmi, address: 10.1.0.9, username: u, password_file: /k/pdu}}}}", 1))
@@ -141,8 +168,8 @@ func TestHostViews(t *testing.T) {
 		t.Errorf("h2: %+v", h2)
 	}
 	want := [][]Device{{
-		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto"},
-		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3"},
+		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto", Command: defaultDevice().Command},
+		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3", Command: defaultDevice().Command},
 	}}
 	if got := h2.Ladder(); !reflect.DeepEqual(got, want) {
 		t.Errorf("ladder of h2:\n got %+v\nwant %+v", got, want)

@@ -163,13 +163,34 @@ func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) 
 
 func (v *Device) keys() []field {
 	return []field{
-		word("driver", &v.Driver, []string{"ipmi"}, []string{"redfish", "command", "watchdog", "manual"}, "How to talk to it. Required, here or in the cluster's defaults."),
-		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host."),
+		word("driver", &v.Driver, []string{"ipmi", "command"}, []string{"redfish", "watchdog", "manual"}, "How to talk to it. ipmi: over the network (RMCP+). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
+		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host. With driver command it is what the program is told, if it wants one."),
 		port(&v.Port, "UDP port of the BMC."),
 		username("username", &v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
 		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
+		section("command", "The program of a device with driver command. It runs as root, without a shell, in a process group that is killed when its time is up.", v.Command.keys()),
+	}
+}
+
+func (c *Command) keys() []field {
+	w := &c.Words
+	return []field{
+		file("program", &c.Program, "The program. Required with driver command."),
+		word("style", &c.Style, []string{"arguments", "fence-agents"}, nil, "arguments: the template below. fence-agents: name=value lines on standard input, as /usr/sbin/fence_* want them, the address as ipaddr, the user as login, the password as passwd; nothing secret is on a command line."),
+		texts("arguments", &c.Arguments, 64, "Template of the arguments with style arguments; one of them has {action} in it. {action}, {address}, {host}, {username} and {password_file} are filled in; a brace that is meant is written twice. A password itself has no place there: every user can read the arguments of all processes."),
+		textTable("options", &c.Options, "Further options with style fence-agents, such as plug: \"3\"."),
+		section("words", "What the program calls each action. An empty word is an action that it cannot do. Without a word for status the device proves nothing.", []field{
+			line("off", &w.Off, "Power off, at once."),
+			line("on", &w.On, "Power on."),
+			line("blink", &w.Blink, "Blink the identify light."),
+			line("status", &w.Status, "Tell whether the power is on, by the exit code."),
+			line("test", &w.Test, "Something harmless that shows that off would work. Empty means the status."),
+		}),
+		integer("exit_on", &c.ExitOn, 0, 125, "Exit code of status that means on."),
+		integer("exit_off", &c.ExitOff, 0, 125, "Exit code of status that means off. Any other means unknown. Fence agents use 0 and 2."),
+		duration("run_timeout", &c.RunTimeout, time.Second, 2*time.Minute, "How long one run may take. A fence agent's off waits for the effect itself, for up to 20 s by default."),
 	}
 }
 

@@ -63,7 +63,10 @@ const (
 )
 
 func defaultDevice() Device {
-	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto"}
+	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto", Command: Command{
+		Style: "arguments", ExitOff: 2, RunTimeout: 20 * time.Second,
+		Words: Words{Off: "off", On: "on", Status: "status"},
+	}}
 }
 
 // setTimes sets every time that belongs to a profile. Gossip and Raft values

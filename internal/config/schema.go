@@ -353,6 +353,66 @@ func addresses(key string, dst *[]netip.Addr, most int, doc string) field {
 	}
 }
 
+// linePattern is one line of printable text.
+var linePattern = regexp.MustCompile(`^[^\x00-\x1f\x7f]{0,1000}$`)
+
+const lineLimits = "one line of at most 1000 characters"
+
+// line is any text on one line; it may be empty.
+func line(key string, dst *string, doc string) field {
+	return field{
+		name: key, kind: "text", limits: lineLimits, preset: *dst, doc: doc,
+		set: func(d *decoder, path string, n *yaml.Node) {
+			if text, ok := d.scalar(path, n); !ok {
+				return
+			} else if !linePattern.MatchString(text) {
+				d.bad(n, path, "is not one line of text", "use "+lineLimits)
+			} else {
+				*dst = text
+			}
+		},
+	}
+}
+
+// texts is a list of lines.
+func texts(key string, dst *[]string, most int, doc string) field {
+	return field{
+		name: key, kind: "list of texts", limits: fmt.Sprintf("at most %d, each %s", most, lineLimits), doc: doc,
+		set: func(d *decoder, path string, n *yaml.Node) {
+			if !d.isKind(path, n, yaml.SequenceNode, "a list of texts", "write it as [one, two]") {
+				return
+			}
+			if len(n.Content) > most {
+				d.bad(n, path, fmt.Sprintf("has %d entries", len(n.Content)), fmt.Sprintf("keep at most %d", most))
+				return
+			}
+			all := make([]string, len(n.Content))
+			for i, item := range n.Content {
+				at := fmt.Sprintf("%s.%d", path, i)
+				d.src.at[at] = pos{item.Line, item.Column}
+				line(key, &all[i], doc).set(d, at, item)
+			}
+			*dst = all
+		},
+	}
+}
+
+// textTable is a section of names that the operator chooses, each with a line.
+func textTable(key string, dst *map[string]string, doc string) field {
+	return field{
+		name: key, kind: "section of texts", limits: "each " + lineLimits, doc: doc,
+		set: func(d *decoder, path string, n *yaml.Node) {
+			all := map[string]string{}
+			d.mapping(path, n, func(k, v *yaml.Node) {
+				var text string
+				line(k.Value, &text, doc).set(d, path+"."+k.Value, v)
+				all[k.Value] = text
+			})
+			*dst = all
+		},
+	}
+}
+
 // levels is the fence ladder: a list of lists of device names.
 func levels(key string, dst *[][]string, doc string) field {
 	const advice = "write a list of levels, each a list of device names: [[bmc]] or [[psu-a, psu-b], [bmc]]"
