@@ -113,6 +113,7 @@ func (h *history) begin(seed uint64) {
 	h.cfg.Stores = h.r.IntN(3)
 	h.cfg.FenceWithoutStore = h.r.IntN(3) == 0
 	h.cfg.WaitForGossip = h.r.IntN(2) == 0
+	h.cfg.MassFailureCalm = [...]time.Duration{500 * time.Millisecond, time.Second, 2500 * time.Millisecond}[h.r.IntN(3)]
 	h.cfg.MassFailureShare = [...]float64{0.5, 0.5, 0.3}[h.r.IntN(3)]
 	if h.r.IntN(5) == 0 {
 		h.cfg.StartupGrace = time.Duration(h.r.IntN(4)) * time.Second
@@ -515,6 +516,9 @@ func shrink(cfg Config, hist []rec) []rec {
 
 // leaveOut takes one thing out of an input, if there is one at that place.
 func leaveOut(in *Input, host, what, at int) bool {
+	if host >= len(in.Hosts) {
+		return false
+	}
 	h := &in.Hosts[host]
 	switch {
 	case what == 0 && at == 0 && h.ID != in.Self.Host:
