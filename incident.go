@@ -52,6 +52,7 @@ const (
 	HoldGeneration     = "generation"      // after a restore: the host has not reported yet
 	HoldMaintenance    = "maintenance"     // an operator has the host in maintenance
 	HoldStoppedRunning = "owner-unproved"  // the owner is neither proved dead nor says that the VM is gone
+	HoldNoQuorum       = "no-quorum"       // an agent sees half of the hosts or more, and no master
 	HoldFlapping       = "flapping"        // the host fell from health too often: it is given no VMs
 )
 

@@ -59,6 +59,7 @@ type Agent struct {
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
 
+	self      atomic.Pointer[selfView]
 	judgement atomic.Pointer[judged]
 	reign     atomic.Pointer[mastery]      // set while this agent is master and ready
 	releasing atomic.Bool                  // this isolated host stops its VMs, as configured
@@ -246,6 +247,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	part("bootstrap", a.bootstrap)
 	part("voters", quietly(a.keepVoters))
+	part("isolation", quietly(a.isolationLoop))
 	part("judgement", quietly(a.judgeLoop))
 	part("flight recorder", quietly(a.record))
 	part("duty", quietly(a.dutyLoop))
@@ -490,11 +492,6 @@ func (a *Agent) beat() storagebeat.Beat {
 		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
 		Isolated: a.saysIsolated(), Releasing: a.releasing.Load(), Left: a.leaving(), VMs: vms, Complete: whole,
 	}
-}
-
-// saysIsolated says whether this host reaches nobody.
-func (a *Agent) saysIsolated() bool {
-	return a.majority() == haven.No && a.cluster.Health().Alone
 }
 
 // ledgerSeen tells of signs that a ledger exists somewhere.

@@ -52,6 +52,9 @@ type Deps struct {
 	Recordings flight.Disk
 	// Helper asks a host's helper whether it lives.
 	Helper HelperProbe
+	// Echo asks addresses on this host's network whether they are there; nil when
+	// that cannot be known.
+	Echo Echo
 	// Boottime counts while the machine is suspended.
 	Boottime func() time.Duration
 	// Local is where operators on this host come in; nil for nowhere.

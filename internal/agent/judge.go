@@ -343,39 +343,3 @@ func neighbourBeat(reader haven.HostID, b client.BeatView, arrived time.Duration
 		Boot: b.Boot, Interval: b.Interval.Duration(), Isolated: b.Isolated, SeesOthers: b.SeesOthers, Left: b.Left,
 	}
 }
-
-// majority says whether this agent reaches more than half of the configured
-// hosts, those that are proved dead left out: they are on nobody's side. A host
-// is reached when its agent reports or is alive in gossip, or when it answered a
-// probe from here: for the trust in one's own network it is enough that some
-// process on the host answers.
-func (a *Agent) majority() haven.Tri {
-	now := time.Now()
-	reached := map[haven.HostID]bool{a.d.Host: true}
-	for _, id := range a.ev.connected(now.Add(-2 * a.cfg.Detection.SuspectAfter)) {
-		reached[id] = true
-	}
-	// A master gets reports; a member that gossip still holds for alive, and
-	// that stopped reporting, is not reached.
-	if since, master := a.masterFor(); !master || since <= 2*a.cfg.Detection.SuspectAfter {
-		for _, m := range a.cluster.Members() {
-			if m.Trusted() {
-				reached[m.Host] = true
-			}
-		}
-	}
-	for _, id := range a.ev.answered(a.d.Host, a.at(now)-a.cfg.Detection.Silence) {
-		reached[id] = true
-	}
-	hosts := 0
-	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
-		for _, id := range a.cfg.HostIDs() {
-			if h := s.Hosts[id]; h != nil && h.ProvedDead() {
-				delete(reached, id)
-			} else {
-				hosts++
-			}
-		}
-	})
-	return haven.TriOf(2*len(reached) > hosts)
-}

@@ -25,6 +25,7 @@ import (
 	"github.com/haven-ha/haven/fencing/command"
 	"github.com/haven-ha/haven/fencing/ipmi"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/icmp"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/netx"
 	"github.com/haven-ha/haven/internal/obs"
@@ -72,6 +73,7 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	}
 	d = Deps{
 		Config: cfg, Host: r.Host, Version: r.Version, Net: netx.Real{}, Log: r.Log, Metrics: obs.NewMetrics(), Boottime: boottime,
+		Echo: icmp.Pinger{},
 	}
 	if d.Boot, err = readBootID(r.BootIDFile); err != nil {
 		return d, nil, err

@@ -95,7 +95,14 @@ func (a *Agent) viewStatus() client.Status {
 			}
 		}
 	})
+	if h, ok := a.selfHold(); ok {
+		st.Holds = append([]haven.Hold{h}, st.Holds...)
+	}
 	st.Sentence, st.Healthy = sentence(st)
+	st.Local = a.viewSelf()
+	if own := a.selfSentence(st.Local); own != "" {
+		st.Sentence, st.Healthy = own, false
+	}
 	return st
 }
 

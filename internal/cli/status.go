@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven"
 )
 
 func (a *app) status() *cobra.Command {
@@ -64,8 +65,15 @@ func (a *app) showStatus(st client.Status) {
 	a.field("Hosts", fmt.Sprintf("%d of %d healthy", st.HostsUp, st.Hosts))
 	a.field("VMs", fmt.Sprintf("%d of %d protected ones run", st.VMsUp, st.VMs))
 	a.field("Incidents", incidents)
-	for _, h := range st.Holds {
-		a.field("Held", a.hold(h))
+	for _, h := range heldOf(st) {
+		a.field("Held", a.held(h))
+	}
+	if l := st.Local; l.State != "" {
+		part := "a majority"
+		if l.Majority != haven.Yes {
+			part = "no majority"
+		}
+		a.field("Reached", fmt.Sprintf("%d of %d hosts from %s, %s (%s)", l.Reached, l.Hosts, st.Self, part, l.State))
 	}
 	a.field("Asked", fmt.Sprintf("%s, version %s", st.Self, st.Version))
 }

@@ -446,9 +446,21 @@ type Status struct {
 	VMs       int    `json:"vms"`
 	VMsUp     int    `json:"vms_up"`
 	Incidents int    `json:"incidents_open"`
+	// Local is what the answering agent knows about itself.
+	Local SelfView `json:"local,omitzero"`
 	// Stale says that the answer comes from an agent that could not reach the
 	// master; it may be old.
 	Stale bool `json:"stale,omitempty"`
+}
+
+// SelfView is what an agent knows about its own network.
+type SelfView struct {
+	State    string    `json:"state"` // connected, alone, partitioned, isolated
+	Since    time.Time `json:"since,omitzero"`
+	Why      string    `json:"why,omitempty"`
+	Reached  int       `json:"reached"` // hosts, itself included
+	Hosts    int       `json:"hosts"`   // that are not proved dead
+	Majority haven.Tri `json:"majority"`
 }
 
 // Act is an operator's word: who, what and why.
