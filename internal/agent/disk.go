@@ -151,13 +151,23 @@ func (a *Agent) DiskActivity(_ context.Context, from haven.HostID, q client.Disk
 	if a.d.Disks == nil || a.d.Hypervisor == nil {
 		return client.DiskAnswer{}, fmt.Errorf("disks of %s: this host sees none: %w", q.Host, haven.ErrNotFound)
 	}
-	if master, ok := a.master(); !ok || master != from {
-		return client.DiskAnswer{}, fmt.Errorf("disks of %s, asked by %s, which is not the master that this agent knows: %w", q.Host, from, haven.ErrNotMaster)
-	}
-	if highest := a.executor.Highest(); q.Term.Older(highest) {
-		return client.DiskAnswer{}, fmt.Errorf("disks of %s: %w: %s, %s was seen", q.Host, haven.ErrStaleTerm, q.Term, highest)
+	master, _ := a.master()
+	if err := leads(from, master, q.Term, a.executor.Highest()); err != nil {
+		return client.DiskAnswer{}, fmt.Errorf("disks of %s: %w", q.Host, err)
 	}
 	return a.diskActivity(q)
+}
+
+// leads checks that who asks is the master that this agent knows, in a term that
+// is not over.
+func leads(from, master haven.HostID, term, highest haven.Term) error {
+	switch {
+	case from == "" || from != master:
+		return fmt.Errorf("asked by %q, and the master that this agent knows is %q: %w", from, master, haven.ErrNotMaster)
+	case term.Older(highest):
+		return fmt.Errorf("%w: %s, %s was seen", haven.ErrStaleTerm, term, highest)
+	}
+	return nil
 }
 
 // diskActivity answers whoever may ask.
@@ -210,7 +220,7 @@ func (a *Agent) listDisks(host haven.HostID) (disks []client.WatchedDisk, partia
 	if rep, _ := a.ev.view(host); rep != nil {
 		for _, info := range rep.inventory.VMs {
 			if info.State.Present() && !listed[info.ID] && elsewhere[info.ID] == "" {
-				add(client.WatchedDisk{VM: info.ID, Blind: "it ran there, and the ledger does not hold its definition as that host's"})
+				add(client.WatchedDisk{VM: info.ID, Blind: "it ran there, and by the ledger it is not that host's to run"})
 			}
 		}
 	}
