@@ -31,6 +31,7 @@ func detectorConfig(c *config.Config) detector.Config {
 	dc.BeatInterval, dc.StaleAfter = c.Heartbeat.Interval, c.Heartbeat.StaleAfter
 	dc.OffReadings, dc.OffGap = d.OffReadings, d.OffReadingGap
 	dc.ProbeCount, dc.StartupGrace, dc.MassFailureShare = d.ProbeCount, d.StartUpGrace, d.MassFailureShare
+	dc.HoldAlarm = c.Holds.AlarmAfter
 	dc.Stores, dc.FenceWithoutStore = len(c.Heartbeat.Stores), c.FenceWithoutStore
 	return dc
 }

@@ -50,6 +50,7 @@ func profiles(t *testing.T) []profile {
 			{"off_reading_gap", c.OffReadingGap, d.OffGap},
 			{"probe_count", c.ProbeCount, d.ProbeCount},
 			{"start_up_grace", c.StartUpGrace, d.StartupGrace},
+			{"alarm_after", p.c.Holds.AlarmAfter, d.HoldAlarm},
 			{"mass_failure_share", c.MassFailureShare, d.MassFailureShare},
 		} {
 			if n.config != n.detector {
