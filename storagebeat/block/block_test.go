@@ -371,8 +371,12 @@ func TestInitLooksFirst(t *testing.T) {
 			path := newDevice(t, testSize)
 			put(t, path, tc.at, []byte(tc.data))
 			for _, o := range []storagebeat.InitOptions{
-				{Cluster: "prod"}, {Cluster: "prod", Replace: "prod"}, {Cluster: "prod", Replace: path},
-				{Cluster: "prod", Erase: path}, {Cluster: "prod", Erase: storagebeat.EraseName(path, "lab")}, {Cluster: "lab", Erase: storagebeat.EraseName(path, "prod")},
+				{Cluster: "prod"},
+				{Cluster: "prod", Replace: "prod"},
+				{Cluster: "prod", Replace: path},
+				{Cluster: "prod", Erase: path},
+				{Cluster: "prod", Erase: storagebeat.EraseName(path, "lab")},
+				{Cluster: "lab", Erase: storagebeat.EraseName(path, "prod")},
 			} {
 				if id, err := open(t, path).Init(t.Context(), o); !errors.Is(err, storagebeat.ErrNotEmpty) || !strings.Contains(err.Error(), tc.says) {
 					t.Fatalf("%+v: %v, %v", o, id, err)

@@ -127,14 +127,6 @@ func (at slotAt) torn() bool {
 	})
 }
 
-// holds says whether a sound record of the host is there.
-func (at slotAt) holds(store storagebeat.StoreID, host haven.HostID) bool {
-	return slices.ContainsFunc(at.data[:], func(r []byte) bool {
-		b, err := storagebeat.Decode(r)
-		return err == nil && b.Store == store && b.Host == host
-	})
-}
-
 // records are the records of a slot. A helper that never wrote has none; but an
 // agent's that is blank beside a helper's was lost, for the agent comes first.
 func (at slotAt) records(store storagebeat.StoreID) []storagebeat.RawBeat {
