@@ -65,8 +65,8 @@ func (a *app) showStatus(st client.Status) {
 	a.field("Hosts", fmt.Sprintf("%d of %d healthy", st.HostsUp, st.Hosts))
 	a.field("VMs", fmt.Sprintf("%d of %d protected ones run", st.VMsUp, st.VMs))
 	a.field("Incidents", incidents)
-	for _, h := range heldOf(st) {
-		a.field("Held", a.held(h))
+	for _, h := range st.Holds {
+		a.field("Held", a.hold(h))
 	}
 	if l := st.Local; l.State != "" {
 		part := "a majority"
