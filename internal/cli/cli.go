@@ -27,6 +27,7 @@ const (
 	ExitUnreachable = 3 // no agent answered, or the agent reached no master
 	ExitRefused     = 4 // the cluster refused: not allowed, or not now
 	ExitUnhealthy   = 5 // status --check: the cluster is not healthy
+	ExitDiffers     = 6 // replay: the outcome is not what was recorded
 )
 
 // Env is all that the tool has of the process it runs in.
@@ -104,7 +105,8 @@ use, or with --server to the agent of any host over mutual TLS. Every agent
 answers for the whole cluster: it asks the master.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no agent or no master could be
-reached; 4 the cluster refused; 5 not healthy (status --check).`
+reached; 4 the cluster refused; 5 not healthy (status --check); 6 not as it was
+recorded (replay).`
 
 // tree makes all verbs.
 func (a *app) tree() *cobra.Command {
@@ -117,7 +119,7 @@ func (a *app) tree() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.wide, "wide", false, "more columns, and nothing cut to fit 80")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	root.AddGroup(&cobra.Group{ID: "look", Title: "Look:"}, &cobra.Group{ID: "act", Title: "Act:"}, &cobra.Group{ID: "prepare", Title: "Prepare:"})
-	addTo(root, "look", a.status(), a.members(), a.hosts(), a.vms(), a.incidents(), a.explain(), a.raft())
+	addTo(root, "look", a.status(), a.members(), a.hosts(), a.vms(), a.incidents(), a.explain(), a.replay(), a.raft())
 	addTo(root, "act", a.fence(), a.arm(), a.disarm(), a.host())
 	addTo(root, "prepare", a.config(), a.pki(), a.keys(), a.store())
 	root.AddCommand(a.version())

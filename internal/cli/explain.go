@@ -58,6 +58,9 @@ func (a *app) showIncident(in client.Incident) {
 		a.field("Outcome", in.Outcome)
 	}
 	a.field("Boot", orDash(string(in.Boot)))
+	if in.Recording != nil {
+		a.field("Recording", fmt.Sprintf("%s on %s", in.Recording.Path, in.Recording.Host))
+	}
 	a.showFencing(in, zero)
 	a.showIncidentVMs(in, zero)
 	a.printf("\nTime line from %s\n", zero.UTC().Format(clock))

@@ -30,9 +30,18 @@ func (a *app) showIncidents(all []client.Incident) {
 	for _, in := range all {
 		t.row([]string{
 			string(in.ID), string(in.Host), string(in.Verdict), string(in.Step), ago(a.Now().Sub(in.OpenedAt)) + " ago", took(in), fmt.Sprint(len(in.VMs)),
-		}, labelled("held", a.hold(in.Hold)), in.Outcome)
+		}, labelled("held", a.hold(in.Hold)), in.Outcome, recorded(a, in))
 	}
 	a.show(t)
+}
+
+// recorded says where an incident's recording is; it takes room that not everybody
+// has.
+func recorded(a *app, in client.Incident) string {
+	if in.Recording == nil || !a.wide {
+		return ""
+	}
+	return fmt.Sprintf("recorded on %s: %s", in.Recording.Host, in.Recording.Path)
 }
 
 // took says how long a closed incident took, from the first suspicion.

@@ -106,6 +106,10 @@ func fileName(s Subject) (string, error) {
 	return fmt.Sprintf("%s.%s%s", id, s.Term, suffix), nil
 }
 
+func oldestFirst(all []Entry) {
+	slices.SortFunc(all, func(a, b Entry) int { return cmp.Or(cmp.Compare(a.Order, b.Order), cmp.Compare(a.Name, b.Name)) })
+}
+
 // tidy removes the oldest recordings until there are at most keep of at most
 // total bytes. Those that are being written stay.
 func tidy(d Disk, keep int, total int64, busy func(name string) bool) error {
@@ -114,7 +118,7 @@ func tidy(d Disk, keep int, total int64, busy func(name string) bool) error {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(e Entry) bool { return !isRecording(e.Name) })
-	slices.SortFunc(all, func(a, b Entry) int { return cmp.Or(cmp.Compare(a.Order, b.Order), cmp.Compare(a.Name, b.Name)) })
+	oldestFirst(all)
 	bytes := int64(0)
 	for _, e := range all {
 		bytes += e.Bytes

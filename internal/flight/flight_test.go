@@ -33,6 +33,9 @@ func TestLossIsReplayed(t *testing.T) {
 	if sum.Differ != 0 || !sum.Checked || sum.Stopped != nil || sum.End == "" || len(sum.Gaps) != 0 {
 		t.Errorf("summary %+v", sum)
 	}
+	if last := rounds[len(rounds)-1].At; last < died+84*time.Second || last > died+95*time.Second {
+		t.Errorf("it ends %s after the loss and %s after the incident closed, want a minute", last-died, last-died-24*time.Second)
+	}
 	if rounds[0].At > died-50*time.Second || rounds[0].At < died-80*time.Second {
 		t.Errorf("it begins %s before the loss, want about a minute", died-rounds[0].At)
 	}
@@ -69,9 +72,7 @@ func TestAnyHistoryReplays(t *testing.T) {
 			drain(r, w)
 		}
 		r.tape.finish()
-		drain(r, w)
-		r.finish(r.runs[subject.Incident], "the test ended")
-		drain(r, w)
+		end(r, w)
 		sum, rounds := replayed(t, d.read(t, file1), &s.cfg)
 		if sum.Differ != 0 || int(sum.Steps) != steps || sum.Stopped != nil {
 			rt.Fatalf("%d steps were recorded: %+v", steps, sum)
@@ -143,7 +144,7 @@ func TestCutAnywhere(t *testing.T) {
 	playLoss(t, s, newRecorder(t, s, d))
 	data := d.read(t, file1)
 	most := uint64(0)
-	for n := 0; n < len(data); n += 1 + len(data)/60 {
+	for n := 0; n < len(data); n += 1 + len(data)/25 {
 		r, err := NewReader(bytes.NewReader(data[:n]))
 		if err != nil {
 			if !errors.Is(err, ErrCut) {
@@ -307,8 +308,7 @@ func TestRecorderTooSlow(t *testing.T) {
 	drain(r, w)
 	s.step(r.tape, open)
 	drain(r, w)
-	s.step(r.tape, nil)
-	drain(r, w)
+	end(r, w)
 	sum, _ := replayed(t, d.read(t, file1), nil)
 	if sum.Differ != 0 || len(sum.Gaps) != 1 || sum.Gaps[0].Steps != 2*sealedWait || !strings.Contains(sum.Gaps[0].Why, "too slow") {
 		t.Errorf("%+v", sum)
@@ -327,8 +327,7 @@ func TestCalmIsLeftOut(t *testing.T) {
 		s.step(r.tape, []Subject{subject})
 		drain(r, w)
 	}
-	s.step(r.tape, nil)
-	drain(r, w)
+	end(r, w)
 	sum, rounds := replayed(t, d.read(t, file1), nil)
 	if sum.Differ != 0 || sum.Stopped != nil || len(sum.Gaps) == 0 || !strings.Contains(sum.Gaps[0].Why, "nothing changed") {
 		t.Errorf("%+v", sum)
@@ -365,7 +364,8 @@ func TestBounds(t *testing.T) {
 		s.step(r.tape, []Subject{term})
 		drain(r, w)
 		s.step(r.tape, nil)
-		drain(r, w)
+		end(r, w)
+		clear(r.runs)
 	}
 	bytes := int64(0)
 	for _, name := range d.names() {
@@ -425,7 +425,7 @@ func TestTermsAndLives(t *testing.T) {
 	if err := w.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	if name, ok := again.File(subject.Incident); !ok || name != file1 && name != "1122-045449-kvm-02.1.8.jsonl.gz" {
+	if name, ok := again.File(subject.Incident); !ok || filepath.Base(name) != "1122-045449-kvm-02.1.8.jsonl.gz" {
 		t.Errorf("after a restart the recording is %q", name)
 	}
 	for name, end := range map[string]bool{file1: true, "1122-045449-kvm-02.1.8.jsonl.gz": false} {
@@ -459,8 +459,17 @@ func TestManyIncidents(t *testing.T) {
 	open = append(open, Subject{Incident: "../../etc/passwd"})
 	s.step(r.tape, open)
 	drain(r, w)
-	if n := len(d.names()); n != maxOpen {
+	if n := len(d.names()); n != maxOpen || len(r.runs) != maxOpen {
 		t.Errorf("%d recordings at a time", n)
+	}
+	s.step(r.tape, nil) // They close, and others open: these are worth more.
+	drain(r, w)
+	next := subject
+	next.Incident += "-later"
+	s.step(r.tape, []Subject{next})
+	drain(r, w)
+	if _, ok := r.File(next.Incident); !ok || len(r.runs) > maxOpen {
+		t.Errorf("a later incident is not recorded beside %d that closed", len(r.runs)-1)
 	}
 }
 
@@ -493,7 +502,7 @@ func FuzzReader(f *testing.F) {
 		s.step(r.tape, []Subject{subject})
 	}
 	s.step(r.tape, nil)
-	drain(r, w)
+	end(r, w)
 	whole := text(f, d.read(f, file1))
 	head, rest, _ := strings.Cut(whole, "\n")
 	f.Add(head, rest)

@@ -16,7 +16,8 @@ import (
 
 // What is recorded, and how much may wait.
 const (
-	// Around is how much is recorded before and after each change.
+	// Around is how much is recorded before and after each change, and after the
+	// end: what other settings would have made of it comes later.
 	Around = time.Minute
 	// ringBytes is what the past may take in memory. A minute of 50 hosts at
 	// the pace of a suspicion takes about half of it.
@@ -83,9 +84,9 @@ type run struct {
 	until   time.Duration // record until then, whatever happens
 	started bool          // any block was written
 	calm    bool          // a block was left out because nothing happened in it
+	closed  bool          // the incident is, or this agent is not the master any more
 	bytes   int64
-	full    bool // nothing more is written: it is as large as it may be
-	ending  string
+	ending  string // why it ends; nothing more is written
 }
 
 // NewRecorder makes a Recorder, or says why evidence cannot be recorded.
@@ -133,9 +134,7 @@ func (r *Recorder) Run(ctx context.Context) {
 	w := &writer{r: r, disk: r.cfg.Disk, log: r.cfg.Log, files: map[string]*openFile{}}
 	go func() { defer close(written); w.run() }()
 	r.keep(ctx)
-	for _, run := range r.runs {
-		r.finish(run, "the agent ended, or was not the master any more")
-	}
+	r.finishAll()
 	close(r.jobs)
 	t := time.NewTimer(endWait)
 	defer t.Stop()
@@ -150,6 +149,9 @@ func (r *Recorder) keep(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			for len(r.sealed) > 0 {
+				r.record(<-r.sealed)
+			}
 			return
 		case b := <-r.sealed:
 			if n := r.lost.Swap(0); n > 0 {
@@ -167,10 +169,24 @@ func (r *Recorder) record(b *block) {
 		r.follow(s, b)
 	}
 	for id, run := range r.runs {
-		open := slices.ContainsFunc(b.now, func(s Subject) bool { return s == run.Subject })
-		if !open && r.finish(run, "the incident closed, or another became the master") {
+		_, taken := b.open[id]
+		switch open := slices.Contains(b.now, run.Subject); {
+		case open:
+		case !run.closed:
+			run.closed, run.until = true, b.end+Around
+		case !taken:
+			r.advance(run, b)
+		}
+		if run.closed && b.end >= run.until && r.finish(run, "a minute after the incident closed, or another became the master") {
 			delete(r.runs, id)
 		}
+	}
+}
+
+// finishAll ends what is being recorded.
+func (r *Recorder) finishAll() {
+	for _, run := range r.runs {
+		r.finish(run, "the agent ended")
 	}
 }
 
@@ -213,10 +229,15 @@ func (r *Recorder) follow(s Subject, b *block) {
 			return
 		}
 	}
-	if b.stirred {
+	if b.stirred && !run.closed {
 		run.until = b.end + Around
 	}
-	if run.full || run.ending != "" {
+	r.advance(run, b)
+}
+
+// advance writes what is in the ring and not in the file yet.
+func (r *Recorder) advance(run *run, b *block) {
+	if run.ending != "" {
 		return
 	}
 	if b.begin > run.until {
@@ -230,10 +251,23 @@ func (r *Recorder) follow(s Subject, b *block) {
 	}
 }
 
+// room makes room for one more recording, if one can be spared.
+func (r *Recorder) room() bool {
+	for id, run := range r.runs {
+		if len(r.runs) < maxOpen {
+			break
+		}
+		if run.closed && r.finish(run, "the incident closed, and another one opened") {
+			delete(r.runs, id)
+		}
+	}
+	return len(r.runs) < maxOpen
+}
+
 // begin opens the recording of an incident.
 func (r *Recorder) begin(s Subject, b *block) *run {
 	name, err := fileName(s)
-	if err == nil && len(r.runs) >= maxOpen {
+	if err == nil && !r.room() {
 		return nil
 	}
 	if err != nil {
@@ -250,9 +284,6 @@ func (r *Recorder) begin(s Subject, b *block) *run {
 	}
 	run := &run{Subject: s, name: name, until: b.end + Around}
 	r.runs[s.Incident] = run
-	r.mu.Lock()
-	r.files[s.Incident] = name
-	r.mu.Unlock()
 	return run
 }
 
@@ -269,7 +300,6 @@ func (r *Recorder) write(run *run, p packed) bool {
 		data = append(r.compress(append(gap, '\n')), data...)
 	}
 	if run.bytes+int64(len(data)) > r.cfg.MaxBytes/4 {
-		run.full = true
 		r.finish(run, "truncated: the recording is as large as it may be")
 		return false
 	}
@@ -311,11 +341,11 @@ func (r *Recorder) send(j job) bool {
 	}
 }
 
-// found takes note of a recording that is on the disk from an earlier life.
-func (r *Recorder) found(name string, id haven.IncidentID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, newer := r.files[id]; !newer {
+// found takes note of a recording that is on the disk.
+func (r *Recorder) found(name string) {
+	if id, ok := incidentOf(name); ok {
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		r.files[id] = name
 	}
 }

@@ -283,7 +283,7 @@ func playLoss(t testing.TB, s *stage, r *Recorder) (died time.Duration) {
 	if err := w.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	for s.now < died+40*time.Second {
+	for s.now < died+100*time.Second {
 		var open []Subject
 		if s.now > died+4*time.Second && s.now < died+24*time.Second {
 			open = []Subject{subject}
@@ -307,6 +307,13 @@ func drain(r *Recorder, w *writer) {
 			return
 		}
 	}
+}
+
+// end does what the end of the recorder would do.
+func end(r *Recorder, w *writer) {
+	drain(r, w)
+	r.finishAll()
+	drain(r, w)
 }
 
 // replayed runs a recording and fails if it cannot be begun.

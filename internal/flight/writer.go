@@ -58,6 +58,7 @@ func (w *writer) adopt() error {
 	if err != nil {
 		return err
 	}
+	oldestFirst(all)
 	var errs []error
 	for _, e := range all {
 		name, partly := strings.CutSuffix(e.Name, part)
@@ -67,9 +68,7 @@ func (w *writer) adopt() error {
 		if partly {
 			errs = append(errs, w.disk.Rename(e.Name, name))
 		}
-		if id, ok := incidentOf(name); ok {
-			w.r.found(name, id)
-		}
+		w.r.found(name)
 	}
 	return errors.Join(append(errs, w.tidy())...)
 }
@@ -94,6 +93,7 @@ func (w *writer) do(j job) {
 		}
 		f = &openFile{file: file}
 		w.files[j.name] = f
+		w.r.found(j.name)
 		f.write(w, j)
 		w.tidied()
 	case f == nil: // It could not be made.

@@ -66,7 +66,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "code": code, "fits": fits, "gossipkeys": gossipKeys, "hang": hang, "hangstore": hangStore, "mode": mode,
-			"cluster": wholeCluster, "explain": explain,
+			"cluster": wholeCluster, "explain": explain, "recording": recording, "damage": damage,
 		},
 	})
 }
