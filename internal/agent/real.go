@@ -129,7 +129,8 @@ func (r Real) openHost(d *Deps, closers *[]func() error) error {
 	cfg := r.Config
 	virt := libvirt.New(libvirt.Options{Socket: cfg.Libvirt.Socket, Host: r.Host, Boot: d.Boot, Net: netx.Real{}, Log: r.Log})
 	*closers = append(*closers, func() error { virt.Close(); return nil })
-	d.Hypervisor = libvirt.Hypervisor{Client: virt, AsideDir: filepath.Join(cfg.DataDir, "set-aside")}
+	hyp := libvirt.Hypervisor{Client: virt, AsideDir: filepath.Join(cfg.DataDir, "set-aside")}
+	d.Hypervisor, d.Stopper = hyp, hyp
 	probe, err := storagebeat.NewChild(storagebeat.ChildConfig{Command: r.StoreChild, Timeout: probeChildTimeout})
 	if err != nil {
 		return fmt.Errorf("set up disk probes: %w", err)

@@ -48,6 +48,8 @@ type Options struct {
 	// Net is the second and third octet of 127.x.y.z, so that two clusters on
 	// one machine do not meet.
 	Net [2]byte
+	// Config changes the YAML of the configuration; nil for nothing.
+	Config func(yaml string) string
 	// MemoryMiB is what each machine has.
 	MemoryMiB uint64
 	// DiskIdle is detection.disk_idle; 0 is the default of the configuration.
@@ -137,7 +139,11 @@ func New(opts Options) (c *Cluster, err error) {
 			return nil, fmt.Errorf("host %d: %w", i+1, err)
 		}
 	}
-	if c.config, err = config.Parse("demo.yaml", []byte(c.yaml())); err != nil {
+	yaml := c.yaml()
+	if opts.Config != nil {
+		yaml = opts.Config(yaml)
+	}
+	if c.config, err = config.Parse("demo.yaml", []byte(yaml)); err != nil {
 		return nil, err
 	}
 	if err := c.initStore(); err != nil {
@@ -453,6 +459,7 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		Probe: diskProbe{h}, Helper: h.askHelper, Boottime: bootClock(), Metrics: obs.NewMetrics(), Log: log,
 		Recordings: flight.Dir(filepath.Join(dir, "flight")),
 	}
+	d.Stopper = h.Machine.Hypervisor()
 	if d.State, d.Incarnation, err = agent.OpenIdentity(dir); err != nil {
 		return d, nil, err
 	}

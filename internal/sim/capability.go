@@ -108,6 +108,13 @@ func (h hypervisor) Start(ctx context.Context, id haven.VMID, xml []byte) (vmres
 	}
 }
 
+func (h hypervisor) Stop(ctx context.Context, id haven.VMID, graceful bool) error {
+	if err := h.l.gate(ctx); err != nil {
+		return err
+	}
+	return h.v.Stop(ctx, id, graceful)
+}
+
 func (h hypervisor) Definition(ctx context.Context, id haven.VMID) ([]byte, error) {
 	if err := h.l.gate(ctx); err != nil {
 		return nil, err

@@ -339,7 +339,7 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 	}
 	d.Disks = vmDisks{c.pool, l}
 	if !h.Witness {
-		d.Hypervisor = hypervisor{l, h.Machine.Hypervisor()}
+		d.Hypervisor, d.Stopper = hypervisor{l, h.Machine.Hypervisor()}, hypervisor{l, h.Machine.Hypervisor()}
 		d.Probe = diskProbe{device{c.stores[0], l}}
 	}
 	for _, o := range c.hosts {

@@ -104,10 +104,11 @@ type Machine struct {
 	hung chan struct{}
 	// startTakes is how long the VM manager needs for a start.
 	startTakes time.Duration
-	// refuses makes starts fail.
-	refuses error
-	aside   []haven.VMID
-	hints   chan struct{}
+	// refuses makes starts fail; see Deaf and Stuck for the others.
+	refuses     error
+	deaf, stuck bool
+	aside       []haven.VMID
+	hints       chan struct{}
 }
 
 type vm struct {

@@ -31,6 +31,7 @@ const (
 	procState        = 212
 	procUndefine     = 231
 	procDestroy      = 234
+	procShutdown     = 258
 	procList         = 273
 	procJob          = 298
 	procRegister     = 316
@@ -314,6 +315,9 @@ func (f *fakeLibvirtd) domainCall(proc uint32, d *fakeDomain, rest []byte) (uint
 	case procDestroy:
 		d.active, d.state, d.reason = false, int32(lv.DomainShutoff), int32(lv.DomainShutoffDestroyed)
 		return 0, nil
+	case procShutdown:
+		f.flags[proc] = binary.BigEndian.Uint32(rest)
+		return 0, nil // a guest that takes its time
 	case procCreate:
 		if d.active {
 			return f.refuse(lv.ErrOperationInvalid, "Requested operation is not valid: domain is already running")
