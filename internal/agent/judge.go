@@ -106,6 +106,7 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 			a.inquire(ctx, h)
 		}
 	}
+	a.tellHolds(a.judgement.Load(), &out)
 	a.judgement.Store(j)
 	select {
 	case a.judged <- struct{}{}:
