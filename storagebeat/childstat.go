@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/haven-ha/haven/internal/blockio"
 )
@@ -27,6 +28,25 @@ func (c *Child) Stat(ctx context.Context, path string) (FileAttr, error) {
 		return FileAttr{}, errors.New("answer without attributes")
 	}
 	return *resp.Attr, nil
+}
+
+// Rest ends the process when it is not needed for a while; the next operation
+// starts another one. It does nothing while an operation runs or hangs.
+func (c *Child) Rest() {
+	select {
+	case c.turn <- struct{}{}:
+	default:
+		return
+	}
+	defer func() { <-c.turn }()
+	if c.proc == nil || c.proc.killed {
+		return
+	}
+	c.kill()
+	ctx, cancel := context.WithTimeout(c.ctx, reapWait)
+	defer cancel()
+	for !c.reap() && pause(ctx, time.Millisecond) {
+	}
 }
 
 func statFile(path string) (*FileAttr, error) {

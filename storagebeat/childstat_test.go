@@ -43,6 +43,13 @@ func TestStat(t *testing.T) {
 			t.Errorf("%s: %+v", path, a)
 		}
 	}
+	c.Rest()
+	if s := c.Stats(); s.PID != 0 || s.Stuck || s.Started != 1 {
+		t.Errorf("at rest: %+v", s)
+	}
+	if _, err := c.Stat(t.Context(), path); err != nil || c.Stats().Started != 2 {
+		t.Errorf("after a rest: %v, %+v", err, c.Stats())
+	}
 	set("hang-stat", true)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

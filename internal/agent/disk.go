@@ -20,6 +20,8 @@ type Disks interface {
 	// Stat looks at files without opening them. It ends with its context, whatever
 	// the storage does, and returns one answer for each path, in order.
 	Stat(ctx context.Context, paths []string) []diskwatch.Found
+	// Rest is called when no look is due for a while.
+	Rest()
 }
 
 // Bounds of the watch on the disks of suspects.
@@ -37,8 +39,9 @@ type diskWatches struct {
 	cfg  diskwatch.Config
 	kick chan struct{}
 
-	mu  sync.Mutex
-	all map[haven.HostID]*diskWatch
+	mu    sync.Mutex
+	all   map[haven.HostID]*diskWatch
+	tired bool // there was a watch since the last rest
 }
 
 type diskWatch struct {
@@ -77,11 +80,11 @@ func (w *diskWatches) ask(host haven.HostID, disks []diskwatch.Disk, partial boo
 }
 
 // due forgets what nobody asks about any more, and takes the watches whose next
-// turn is due.
-func (w *diskWatches) due(now time.Time) map[haven.HostID][]string {
+// turn is due. It says when the last one has just ended.
+func (w *diskWatches) due(now time.Time) (turns map[haven.HostID][]string, over bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	turns := map[haven.HostID][]string{}
+	turns = map[haven.HostID][]string{}
 	for host, watch := range w.all {
 		switch {
 		case watch.busy:
@@ -92,7 +95,9 @@ func (w *diskWatches) due(now time.Time) map[haven.HostID][]string {
 			turns[host] = watch.tracker.Paths()
 		}
 	}
-	return turns
+	over = w.tired && len(w.all) == 0
+	w.tired = len(w.all) > 0
+	return turns, over
 }
 
 // take takes the readings of a turn in.
@@ -121,7 +126,11 @@ func (a *Agent) watchDisks(ctx context.Context) {
 		case <-tick.C:
 			tick.Reset(diskPace)
 		}
-		for host, paths := range a.disks.due(time.Now()) {
+		due, over := a.disks.due(time.Now())
+		if over {
+			a.d.Disks.Rest()
+		}
+		for host, paths := range due {
 			turns.Go(func() { a.disks.take(host, a.readDisks(ctx, paths)) })
 		}
 	}

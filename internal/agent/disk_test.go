@@ -25,7 +25,14 @@ type pool struct {
 	mu    sync.Mutex
 	times map[string]int64
 	reads int
+	rests int
 	hung  bool
+}
+
+func (p *pool) Rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rests++
 }
 
 func (p *pool) Written(xml []byte) ([]diskwatch.Disk, error) {
@@ -128,8 +135,8 @@ func TestDiskWatch(t *testing.T) {
 		time.Sleep(time.Minute)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.reads != reads || len(a.disks.all) != 0 {
-			t.Errorf("%d readings and %d watches after nobody asked for long", p.reads-reads, len(a.disks.all))
+		if p.reads != reads || len(a.disks.all) != 0 || p.rests != 1 {
+			t.Errorf("%d readings, %d watches and %d rests after nobody asked for long", p.reads-reads, len(a.disks.all), p.rests)
 		}
 	})
 }

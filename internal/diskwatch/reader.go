@@ -99,6 +99,13 @@ func (r *Reader) lane(dir string) int {
 	return int(h.Sum32() % lanes)
 }
 
+// Rest ends the children when no look is due for a while. One that hangs stays.
+func (r *Reader) Rest() {
+	for _, c := range r.children {
+		c.Rest()
+	}
+}
+
 // Stats counts what happened to the children.
 func (r *Reader) Stats() []storagebeat.ChildStats {
 	stats := make([]storagebeat.ChildStats, 0, lanes)

@@ -70,4 +70,13 @@ func TestReader(t *testing.T) {
 	if again := r.Stat(t.Context(), paths); !slices.EqualFunc(again, found, func(a, b Found) bool { return a.Attr == b.Attr }) {
 		t.Error("nothing was written, and the answers differ")
 	}
+	r.Rest()
+	for _, s := range r.Stats() {
+		if s.PID != 0 {
+			t.Errorf("at rest: %+v", s)
+		}
+	}
+	if f := r.Stat(t.Context(), paths[:1])[0]; f.Err != nil {
+		t.Errorf("after a rest: %+v", f)
+	}
 }

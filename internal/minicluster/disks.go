@@ -57,6 +57,9 @@ func (d vmDisks) Written(xml []byte) ([]diskwatch.Disk, error) {
 	return disks, nil
 }
 
+// Rest ends the children that stand by.
+func (d vmDisks) Rest() { d.r.Rest() }
+
 // Stat looks at files. The directory that they are in is shared by all machines of
 // this process, whatever kind of file system it is on.
 func (d vmDisks) Stat(ctx context.Context, paths []string) []diskwatch.Found {

@@ -83,6 +83,9 @@ func (d vmDisks) Written(xml []byte) ([]diskwatch.Disk, error) {
 	return disks, nil
 }
 
+// Rest does nothing: no process stands by.
+func (d vmDisks) Rest() {}
+
 // Stat looks at disks.
 func (d vmDisks) Stat(ctx context.Context, paths []string) []diskwatch.Found {
 	found := make([]diskwatch.Found, 0, len(paths))
