@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"regexp"
-	"slices"
 
 	"github.com/haven-ha/haven/internal/blockio"
 	"github.com/haven-ha/haven/storagebeat"
@@ -162,4 +161,4 @@ func sumOf(p []byte) uint32 {
 	return crc32.Update(sum, table, p[offSum+4:headerSize])
 }
 
-func blank(p []byte) bool { return !slices.ContainsFunc(p, func(c byte) bool { return c != 0 }) }
+func blank(p []byte) bool { return len(bytes.TrimLeft(p, "\x00")) == 0 }

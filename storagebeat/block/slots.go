@@ -52,10 +52,10 @@ func (s *store) scan(ctx context.Context, d *blockio.Device) ([]slotAt, error) {
 		}
 		var torn []int
 		for i := range n {
-			at := s.look(first+i, p[i*size:(i+1)*size])
-			if at.blank() {
+			if blank(p[i*size : (i+1)*size]) {
 				continue
 			}
+			at := s.look(first+i, p[i*size:(i+1)*size])
 			if at.torn() {
 				torn = append(torn, len(used))
 			}
@@ -117,8 +117,6 @@ func (s *store) look(n int, p []byte) slotAt {
 	}
 	return at
 }
-
-func (at slotAt) blank() bool { return blank(at.data[0]) && blank(at.data[1]) }
 
 func (at slotAt) torn() bool {
 	return slices.ContainsFunc(at.data[:], func(r []byte) bool {
