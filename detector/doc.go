@@ -27,7 +27,9 @@
 //	         a probe within half of Silence. dead: no life for Silence, probes
 //	         failed as above, and its beat is stale or was never written.
 //	disk     active: anybody saw a disk change within Silence. idle: somebody
-//	         who vouches saw all of them idle, and nobody saw one change.
+//	         who vouches saw all of them idle, and nobody saw one change. A
+//	         host that was unreachable counts as active until it is idle:
+//	         guests write in bursts, and a pause that nobody measured is no end.
 //	power    off: OffReadings trusted readings of one device, each in a session
 //	         of its own begun OffGap after the one before ended, all begun after
 //	         the last sign of life on any path and after the last on, none older
@@ -68,8 +70,13 @@
 // Failed needs, besides its row: all paths silent for Silence, counted from the
 // last sign of life, from when the observer became trusted and from when the
 // stores came back, whichever is latest; gossip not holding the host for alive
-// (WaitForGossip); a boot that registered; no start-up grace. MayFence adds the
-// mass-failure brake, mastership, and that it is a hypervisor not in maintenance.
+// (WaitForGossip); a boot that registered; no start-up grace. Once reached, it
+// stands through Steps that only failed to see everything (suspect or unknown by
+// their own evidence): a sign of life on any path, a proof, a leave, another boot,
+// the end of the suspicion or of the observer's trust end it. The permission to
+// fence never stands: MayFence needs all of the above at this very Step, and adds
+// the mass-failure brake, mastership, and that it is a hypervisor not in
+// maintenance.
 //
 // A round lasts from Round to twice that. It succeeds at the first Step in that
 // time that finds agent and helper probes of every neighbour asked failed since
@@ -101,7 +108,16 @@
 //	                 partitioned, unreachable, failed, dead or unknown while
 //	                 suspected. Hosts long dead count; witnesses and hosts in
 //	                 maintenance do not. Holds power commands, never proofs.
+//	                 It closes at once, and opens when a trusted observer has
+//	                 seen no more than may be for MassFailureCalm without a
+//	                 break: hosts that flap around the share open no gap.
 //	contradiction    see above.
+//
+// A hold carries what is, what may be, what releases it and its age. It is an alarm
+// once it has lasted for HoldAlarm (see Hold.Alarm), and Output.Ended tells why it
+// ended. A host that falls from health FlapCount times within FlapWindow is in
+// quarantine until it has been healthy for FlapCalm without a break: it should be
+// given no VMs. That holds back nothing else.
 //
 // # Numbers
 //
@@ -118,7 +134,10 @@
 //	OffFresh                 10 s     10 s     20 s
 //	GossipLag                15 s     15 s     30 s
 //	WaitForGossip            no       yes      yes
-//	StartupGrace             30 s     2 min    5 min
+//	StartupGrace             1 min    2 min    5 min
+//	MassFailureCalm          10 s     10 s     30 s
+//	FlapCount in FlapWindow  3 in 10 min, FlapCalm 10 min in all
+//	HoldAlarm                1 min in all
 //
 // Bad hypervisors allowed at once, by MassFailureShare 0.5 (at least one):
 //

@@ -47,6 +47,7 @@ type history struct {
 	off   map[haven.HostID]bool
 	flap  map[haven.HostID]time.Duration // it comes and goes for so long each time
 	boots map[haven.HostID]bool          // it boots when it comes back
+	guid  haven.Tri                      // of the boards
 	// The times of a storage outage and of a master that lags.
 	outage, lag [2]time.Duration
 	power       map[haven.HostID][]PowerReading
@@ -100,6 +101,7 @@ func (h *history) begin(seed uint64) {
 	clear(h.off)
 	clear(h.flap)
 	clear(h.boots)
+	h.guid = [...]haven.Tri{haven.Yes, haven.Yes, haven.Unknown}[h.r.IntN(3)]
 	h.outage, h.lag = h.sometimes(), h.sometimes()
 	for id := range h.power {
 		h.power[id] = h.power[id][:0]
@@ -141,7 +143,7 @@ func (h *history) sometimes() [2]time.Duration {
 		return [2]time.Duration{}
 	}
 	from := time.Duration(h.r.IntN(5000)) * time.Millisecond
-	return [2]time.Duration{from, from + time.Duration(h.r.IntN(1500))*time.Millisecond}
+	return [2]time.Duration{from, from + time.Duration(h.r.IntN(3000))*time.Millisecond}
 }
 
 func (h *history) during(t [2]time.Duration) bool { return t[0] <= h.now && h.now < t[1] }
@@ -309,7 +311,7 @@ func (h *history) ask(id haven.HostID, how string) {
 	if h.r.IntN(3) == 0 {
 		h.power[id] = append(h.power[id], PowerReading{
 			Device: "bmc", Session: uint64(len(h.power[id])), By: "a", State: state,
-			Started: h.at(h.now - 50*time.Millisecond), Finished: h.at(h.now), Trusted: !h.odd(), GUID: h.tri(haven.Yes),
+			Started: h.at(h.now - 50*time.Millisecond), Finished: h.at(h.now), Trusted: !h.odd(), GUID: h.tri(h.guid),
 		})
 	}
 	h.probe[id] = lastOf(h.probe[id], 24)
