@@ -91,7 +91,7 @@ func (tr *trial) setClock(h *lab.Host, ahead time.Duration) {
 	tr.eventually(30*time.Second, h.Name+" to have the new time", func() bool {
 		at, err := lastLogged(filepath.Join(h.LogDir, "havend.log"))
 		tr.ok(err)
-		return (at.Sub(time.Now()) - ahead).Abs() < time.Minute
+		return (time.Until(at) - ahead).Abs() < time.Minute
 	})
 }
 

@@ -64,6 +64,7 @@ type options struct {
 	hosts     int
 	fencing   string // one more key of the section fencing
 	twoStores bool
+	stores    string // the stores instead of those that the lab mounts, as in heartbeat.stores
 	// programs is where other builds of the programs are; empty is as shipped.
 	programs string
 	// env is the environment of a host's programs.
@@ -134,6 +135,9 @@ func (s *site) writeConfigs(infos []lab.HostInfo, o options, gossip string) erro
 	stores := "{name: nfs1, type: dir, path: " + lab.HostStorePath + "/.haven}"
 	if o.twoStores {
 		stores += ", {name: nfs2, type: dir, path: " + lab.HostSecondStorePath + "/.haven}"
+	}
+	if o.stores != "" {
+		stores = o.stores
 	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `
@@ -419,13 +423,23 @@ func (s *site) once(boots uint32, guests ...*lab.Guest) {
 // noPowerCommands checks P4: no BMC got a command.
 func (s *site) noPowerCommands() {
 	s.t.Helper()
-	for _, h := range s.lab.Hosts() {
-		cmds, err := h.PowerCommands()
-		s.ok(err)
+	for h, cmds := range s.powerCommands() {
 		if len(cmds) > 0 {
 			s.t.Errorf("P4: the BMC of %s got %v", h.Name, cmds)
 		}
 	}
+}
+
+// powerCommands are those that came to each host's BMC so far.
+func (s *site) powerCommands() map[*lab.Host][]lab.PowerCommand {
+	s.t.Helper()
+	all := map[*lab.Host][]lab.PowerCommand{}
+	for _, h := range s.lab.Hosts() {
+		cmds, err := h.PowerCommands()
+		s.ok(err)
+		all[h] = cmds
+	}
+	return all
 }
 
 // incident returns the newest incident of a host with its time line.

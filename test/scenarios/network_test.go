@@ -38,11 +38,37 @@ func TestNetworkTroubles(t *testing.T) {
 		tr.leftAlone(watched, g.guests...)
 	})
 
+	// A master that hears nobody must not take all others for dead. The others
+	// have another one soon.
+	g.trial(t, "nothing comes in at the master", func(tr *trial) {
+		v := tr.master()
+		tr.ok(v.Deafen(tr.t.Context()))
+		tr.verdictAmong(60*time.Second, v, cutOff, v)
+		tr.leftAlone(watched, g.guests...)
+	})
+
+	g.trial(t, "nothing goes out of the master", func(tr *trial) {
+		v := tr.master()
+		tr.ok(v.Mute(tr.t.Context()))
+		tr.verdictAmong(60*time.Second, v, cutOff, v)
+		tr.leftAlone(watched, g.guests...)
+	})
+
 	g.trial(t, "agent and network of one host die at once", func(tr *trial) {
 		v := tr.victim()
 		tr.ok(v.CutMgmt())
 		tr.ok(v.Hold(tr.t.Context(), "havend"))
 		tr.verdict(60*time.Second, v, haven.VerdictAgentDown, v)
+		tr.leftAlone(watched, g.guests...)
+	})
+
+	// Nothing is left of the host to see but that its guests write.
+	g.trial(t, "agent, helper and network of one host die, and its guests write on", func(tr *trial) {
+		v := tr.victim()
+		tr.ok(v.CutMgmt())
+		tr.ok(v.Hold(tr.t.Context(), "havend"))
+		tr.ok(v.Hold(tr.t.Context(), "haven-helper"))
+		tr.verdict(60*time.Second, v, haven.VerdictUnreachable, v)
 		tr.leftAlone(watched, g.guests...)
 	})
 
