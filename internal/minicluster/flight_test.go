@@ -36,7 +36,7 @@ func TestFlightRecorder(t *testing.T) {
 		t.Errorf("replayed dead at %s, proved at %+v", recorded, in.Proof)
 	}
 	if !later.After(recorded) {
-		t.Errorf("with a suspicion a second later it is dead at %s, recorded was %s", later, recorded)
+		t.Errorf("with a suspicion four seconds later it is dead at %s, recorded was %s", later, recorded)
 	}
 	t.Logf("dead %s after the incident opened, with a later suspicion %s after that", recorded.Sub(in.OpenedAt), later.Sub(recorded))
 }
@@ -59,7 +59,7 @@ func replay(t *testing.T, path string, host haven.HostID) (recorded, later time.
 		t.Fatal(err)
 	}
 	other := r.Header.Judge
-	other.SuspectAfter = 2 * time.Second
+	other.SuspectAfter = 5 * time.Second
 	sum, err := flight.Replay(r, &other, func(round flight.Round) error {
 		if recorded.IsZero() && dead(round.Output, host) {
 			recorded = round.Wall
