@@ -173,6 +173,9 @@ func (m *Monitor) Snapshot() Snapshot {
 	}
 	if m.io.writeErr != nil {
 		h.WriteError = m.io.writeErr.Error()
+		if h.Problem == whyUnwritten {
+			h.Problem += ": " + h.WriteError
+		}
 	}
 	switch {
 	case !m.io.hung.IsZero():
@@ -274,6 +277,8 @@ func (m *Monitor) operate(ctx context.Context, f func(context.Context) error) (s
 // tell logs changes between working and not working.
 func (m *Monitor) tell(ctx context.Context, o op, was, err error) {
 	switch {
+	case errors.Is(err, ErrSlotTaken) && !errors.Is(was, ErrSlotTaken):
+		m.log.ErrorContext(ctx, "another host's record is in this host's slot; nothing is written there", "operation", o, "error", err)
 	case was == nil && err != nil:
 		m.log.WarnContext(ctx, "store does not serve", "operation", o, "error", err)
 	case was != nil && err == nil:

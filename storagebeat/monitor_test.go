@@ -277,7 +277,7 @@ func TestMonitorThatCannotWrite(t *testing.T) {
 		b.sees(t, "a", haven.No)
 		a.sees(t, "b", haven.Yes)
 		h := a.Snapshot().Health
-		if h.OwnReadBack != haven.No || h.Trusted() || h.Outage != "" || !strings.Contains(h.WriteError, "read-only") || h.HungFor != 0 {
+		if h.OwnReadBack != haven.No || h.Trusted() || h.Outage != "" || !strings.Contains(h.WriteError, "read-only") || h.Problem != whyUnwritten+": read-only file system" || h.HungFor != 0 {
 			t.Errorf("health %+v", h)
 		}
 	})
@@ -492,4 +492,55 @@ func TestMonitorConfigRefusals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A slot that is another host's is an error of its own, also after another one.
+func TestMonitorTellsOfATakenSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		dev := &refusing{err: ErrNoSlot}
+		m, err := NewMonitor(MonitorConfig{
+			Store: "lun1", Cluster: "prod", Self: "a", Writer: WriterAgent, Boot: "boot", State: "state", Incarnation: 1, Hosts: []haven.HostID{"a", "b"},
+			Interval: time.Second, StaleAfter: 4 * time.Second, Timeout: 2 * time.Second,
+		}, dev, func() Beat { return Beat{} }, slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = m.Run(ctx) }()
+		time.Sleep(3500 * time.Millisecond)
+		if h := m.Snapshot().Health; h.OwnReadBack != haven.No || !strings.Contains(h.Problem, "no slot yet") {
+			t.Errorf("health %+v", h)
+		}
+		dev.set(ErrSlotTaken)
+		time.Sleep(3 * time.Second)
+		cancel()
+		<-done
+		if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d alarms:\n%s", n, log.String())
+		}
+	})
+}
+
+// refusing is a store that takes no beats.
+type refusing struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (r *refusing) set(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
+func (r *refusing) ReadAll(context.Context) (Contents, error) {
+	return Contents{Identity: Identity{ID: testStore(1), Cluster: "prod"}}, nil
+}
+
+func (r *refusing) Write(context.Context, RawBeat) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
 }

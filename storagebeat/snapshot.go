@@ -171,8 +171,9 @@ func (s Snapshot) evidence(kind haven.EvidenceKind, observer, host haven.HostID,
 }
 
 const (
-	whyNever   = "never read here"
-	whyMissing = "there is no such record"
+	whyNever     = "never read here"
+	whyUnwritten = "own writes do not complete"
+	whyMissing   = "there is no such record"
 	// A damaged record that names nobody may be anybody's.
 	whyNameless = "there is a damaged record that names no host, which may be this one"
 )

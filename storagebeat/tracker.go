@@ -250,7 +250,7 @@ func (t *Tracker) judgeOwn(r Reading) (haven.Tri, string) {
 		return haven.Unknown, ""
 	}
 	if r.Own.Completed == 0 || r.Start.Sub(r.Own.Since) > t.cfg.StaleAfter {
-		return haven.No, "own writes do not complete"
+		return haven.No, whyUnwritten
 	}
 	i := slices.IndexFunc(r.Beats, func(raw RawBeat) bool { return raw.Host == t.cfg.Self && raw.Writer == t.cfg.Writer })
 	if i < 0 {
