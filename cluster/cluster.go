@@ -57,7 +57,8 @@ type Cluster struct {
 	table   *table
 	mail    mailbox
 	meta    Meta
-	raw     []byte // meta encoded
+	raw     []byte            // meta encoded
+	parting haven.LeaveReason // announced, while this agent is a member still
 	running bool
 	leaving bool
 	closing bool
@@ -244,13 +245,33 @@ func (c *Cluster) SetMeta(m Meta) error {
 	if c.closing || c.leaving {
 		return ErrClosed
 	}
-	m.Session, m.Leave = c.meta.Session, haven.LeaveNone
+	m.Session, m.Leave = c.meta.Session, c.parting
 	raw, err := m.encode()
 	if err != nil {
 		return fmt.Errorf("set meta: %w", err)
 	}
 	c.meta, c.raw = m, raw
 	poke(c.metaSet)
+	return nil
+}
+
+// Announce tells others that this agent is about to leave, and why, while it
+// stays a member; with LeaveNone it takes that back. Should the agent be gone
+// without another word, it has left. It returns at once, as SetMeta does.
+func (c *Cluster) Announce(reason haven.LeaveReason) error {
+	if _, err := leaveCode(reason); err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	c.mu.Lock()
+	m, before := c.meta, c.parting
+	c.parting = reason
+	c.mu.Unlock()
+	if err := c.SetMeta(m); err != nil {
+		c.mu.Lock()
+		c.parting = before
+		c.mu.Unlock()
+		return fmt.Errorf("announce: %w", err)
+	}
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/internal/agent"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/logind"
 	"github.com/haven-ha/haven/internal/stores"
 	"github.com/haven-ha/haven/storagebeat"
 )
@@ -131,13 +133,22 @@ func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
 
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	watchers.Go(func() { watchShutdown(watching, a, log.With("self", host)) })
 	tellSystemd(log, daemon.SdNotifyReady)
 	select {
 	case err := <-ended:
 		return err
 	case sig := <-signals:
 		signal.Stop(signals) // who asks twice does not want to wait
-		reason := leaveReason()
+		unwatch()
+		reason := a.Leaving()
+		if reason == haven.LeaveNone {
+			reason = leaveReason()
+		}
 		log.Info("stopping", "signal", sig.String(), "reason", reason)
 		tellSystemd(log, daemon.SdNotifyStopping)
 		bye, cancel := context.WithTimeout(ctx, leaveTimeout)
@@ -148,6 +159,21 @@ func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
 		stop()
 	}
 	return <-ended
+}
+
+// watchShutdown has the cluster told as soon as this host begins to shut down,
+// before anything on it is stopped, and again should it be called off.
+func watchShutdown(ctx context.Context, a *agent.Agent, log *slog.Logger) {
+	w := logind.Watcher{Log: log, Told: func(ctx context.Context, coming bool) {
+		reason := haven.LeaveNone
+		if coming {
+			reason = haven.LeaveShutdown
+		}
+		if err := a.Announce(ctx, reason); err != nil {
+			log.Warn("not everybody was told of the shutdown", "coming", coming, "error", err)
+		}
+	}}
+	w.Run(ctx)
 }
 
 func tellSystemd(log *slog.Logger, state string) {
