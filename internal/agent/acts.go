@@ -68,11 +68,6 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 	if q.By == api.ByLocal {
 		return badRequest(errors.New("an operator's word is a proof by name, and root is nobody's name: use --by NAME"))
 	}
-	if !q.Force {
-		if err := a.mayCallDead(id); err != nil {
-			return err
-		}
-	}
 	j, _ := a.judgement.Load().host(id)
 	var incident haven.IncidentID
 	var boot haven.BootID
@@ -88,6 +83,11 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 		// It is proved dead already; what is missing is the word that this was not on
 		// purpose, or that its VMs need not wait.
 		return a.commitOne(ctx, ledger.SetMaintenance{Host: id, LetGo: true, By: q.By, Reason: q.Reason, At: time.Now()})
+	}
+	if !q.Force {
+		if err := a.mayCallDead(id); err != nil {
+			return err
+		}
 	}
 	if boot == "" {
 		return refused("host %s never took part in the cluster", id)
