@@ -45,7 +45,10 @@ func (c *Child) Rest() {
 	c.kill()
 	ctx, cancel := context.WithTimeout(c.ctx, reapWait)
 	defer cancel()
-	for !c.reap() && pause(ctx, time.Millisecond) {
+	for !c.reap() {
+		if !pause(ctx, time.Millisecond) {
+			return
+		}
 	}
 }
 

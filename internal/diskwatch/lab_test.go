@@ -123,8 +123,8 @@ func TestLabAttributeCache(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.o.Export = t.TempDir()
 			at, _ := mount(t, tt.o)
-			real, seen := filepath.Join(tt.o.Export, "disk"), filepath.Join(at, "disk")
-			if err := appendTo(real); err != nil {
+			disk, seen := filepath.Join(tt.o.Export, "disk"), filepath.Join(at, "disk")
+			if err := appendTo(disk); err != nil {
 				t.Fatal(err)
 			}
 			// What a plain stat says is old: the cache is really there.
@@ -132,7 +132,7 @@ func TestLabAttributeCache(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := appendTo(real); err != nil {
+			if err := appendTo(disk); err != nil {
 				t.Fatal(err)
 			}
 			if after, err := os.Stat(seen); err != nil || after.Size() != before.Size() {
@@ -143,7 +143,7 @@ func TestLabAttributeCache(t *testing.T) {
 			}
 
 			r := newReader(t, time.Second)
-			stop := writer(t, real)
+			stop := writer(t, disk)
 			active := 0
 			follow(t, r, cfg, seen, func(now time.Duration, s Sight) bool {
 				switch s.Active {

@@ -93,11 +93,11 @@ func (t *Tracker) Read(r Reading) {
 	if f.err = r.bad(); f.err != "" {
 		return
 	}
-	comparable := f.seen && f.attr.SameFile(r.Attr) && r.Started-f.ended <= t.cfg.Gap
+	related := f.seen && f.attr.SameFile(r.Attr) && r.Started-f.ended <= t.cfg.Gap
 	switch {
-	case comparable && f.attr == r.Attr && whole:
+	case related && f.attr == r.Attr && whole:
 		f.same++
-	case comparable && f.attr != r.Attr:
+	case related && f.attr != r.Attr:
 		f.changed, f.changedAt = true, r.Ended
 		fallthrough
 	default:

@@ -71,11 +71,11 @@ func (d vmDisks) Stat(ctx context.Context, paths []string) []diskwatch.Found {
 		}
 		return found
 	}
-	real := make([]string, 0, len(paths))
+	files := make([]string, 0, len(paths))
 	for _, p := range paths {
-		real = append(real, d.h.c.DiskPath(p))
+		files = append(files, d.h.c.DiskPath(p))
 	}
-	found := d.r.Stat(ctx, real)
+	found := d.r.Stat(ctx, files)
 	for i := range found {
 		found[i].Path = paths[i]
 		found[i].Attr.Shared = true

@@ -20,14 +20,18 @@ func TestWrittenBy(t *testing.T) {
 		want          []Written
 	}{
 		{"files, block and network disks, CDs", "", nil},
-		{"a chain", `<disk type='file' device='disk'><driver type='qcow2' cache='none'/><source file='/srv/top.qcow2'/>
+		{
+			"a chain", `<disk type='file' device='disk'><driver type='qcow2' cache='none'/><source file='/srv/top.qcow2'/>
 			<backingStore type='file'><format type='qcow2'/><source file='/srv/mid.qcow2'/>
 			<backingStore type='block'><format type='raw'/><source dev='/dev/base'/>
 			<backingStore type='file'><format type='raw'/><source file='/srv/base.raw'/></backingStore></backingStore></backingStore></disk>`,
-			[]Written{{Path: "/srv/top.qcow2"}, {Path: "/srv/mid.qcow2", Layer: true}, {Path: "/srv/base.raw", Layer: true}}},
+			[]Written{{Path: "/srv/top.qcow2"}, {Path: "/srv/mid.qcow2", Layer: true}, {Path: "/srv/base.raw", Layer: true}},
+		},
 		{"the end of a chain", `<disk type='file' device='disk'><source file='/srv/b.raw'/><backingStore/></disk>`, []Written{{Path: "/srv/b.raw"}}},
-		{"data in a file beside", `<disk type='file' device='disk'><source file='/srv/m.qcow2'><dataStore type='file'><format type='raw'/><source file='/srv/d.raw'/></dataStore></source></disk>`,
-			[]Written{{Path: "/srv/m.qcow2"}, {Path: "/srv/d.raw"}}},
+		{
+			"data in a file beside", `<disk type='file' device='disk'><source file='/srv/m.qcow2'><dataStore type='file'><format type='raw'/><source file='/srv/d.raw'/></dataStore></source></disk>`,
+			[]Written{{Path: "/srv/m.qcow2"}, {Path: "/srv/d.raw"}},
+		},
 		{"read only and shared", `<disk type='file' device='disk'><source file='/srv/ro'/><readonly/></disk><disk type='file' device='disk'><source file='/srv/sh'/><shareable/></disk>`, nil},
 		{"transient", `<disk type='file' device='disk'><source file='/srv/t'/><transient/></disk>`, []Written{{Path: "/srv/t", Blind: "its writes go to a file that ends with it"}}},
 		{"a volume", `<disk type='volume' device='disk'><source pool='p' volume='v'/></disk>`, []Written{{Blind: "only its host's VM manager knows where a pool's volume is"}}},
