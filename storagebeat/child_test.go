@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "real-store-child" {
 		os.Exit(ChildMain(os.Args[2:], os.Stdin, os.Stdout))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "labfs" {
+		os.Exit(serveLabfs(os.Args[2:]))
+	}
 	if len(os.Args) > 3 && os.Args[1] == "parent-of-child" {
 		os.Exit(parentOfChild(os.Args[2], os.Args[3]))
 	}
