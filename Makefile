@@ -66,6 +66,12 @@ ceph: ## stores in Ceph pools (build tag ceph), tested on a one-node Ceph that i
 	@$(call install,test/lab/packages-ceph.txt)
 	CGO_ENABLED=1 $(GO) vet -tags ceph $(CEPH_TESTS) ./internal/stores ./cmd/...
 	CGO_ENABLED=1 $(GO) test -race -tags ceph -count=1 -timeout 15m -p 1 $(CEPH_TESTS) ./internal/stores
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory cephlab; else echo "agents with a store in Ceph need the lab, and it root: sudo make cephlab"; fi
+
+.PHONY: cephlab
+cephlab: packages ## agents whose only store is in Ceph, in the lab, as root
+	@$(call install,test/lab/packages-ceph.txt)
+	CGO_ENABLED=1 $(GO) test -tags lab,ceph -count=1 -timeout 15m -v -run '^TestCeph$$' ./test/scenarios
 
 .PHONY: sim
 sim: ## the simulator: SEEDS=20 clusters with faults, in virtual time

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	c, err := cephtest.Start(context.Background())
+	c, err := cephtest.Start(context.Background(), cephtest.Config{})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start Ceph:", err)
 		return 1

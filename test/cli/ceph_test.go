@@ -37,7 +37,7 @@ hosts:
 
 // TestCephScripts runs the tool against stores in pools of a real Ceph.
 func TestCephScripts(t *testing.T) {
-	ceph, err := cephtest.Start(t.Context())
+	ceph, err := cephtest.Start(t.Context(), cephtest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

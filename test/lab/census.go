@@ -26,6 +26,8 @@ type Census struct {
 type ChildProcess struct {
 	PID   int
 	State string // R, S, D (waits in the kernel and cannot be killed), Z, T …
+	// Resident is in octets; 0 when it is dead.
+	Resident int64
 }
 
 // Stuck returns the numbers of the children that wait in the kernel or are dead
@@ -99,7 +101,8 @@ func census(proc string, pid int) (Census, error) {
 		}
 		if parent == pid {
 			state, _, _ := strings.Cut(statusField(status, "State"), " ")
-			c.Children = append(c.Children, ChildProcess{PID: child, State: state})
+			kib, _ := statusNumber(status, "VmRSS") // the dead have none
+			c.Children = append(c.Children, ChildProcess{PID: child, State: state, Resident: int64(kib) << 10})
 		}
 	}
 	slices.SortFunc(c.Children, func(a, b ChildProcess) int { return a.PID - b.PID })

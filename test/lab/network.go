@@ -92,7 +92,7 @@ func (s *spec) addressLegs(ctx context.Context) error {
 	}
 	const lo = "link set lo up\n"
 	errs := []error{ipBatch(ctx, s.netns(operatorNS),
-		lo+leg(mgmt, "10.77.0.254")+leg(oob, "10.78.0.254")+leg(stor, "10.79.0.254"))}
+		lo+leg(mgmt, "10.77.0.254")+leg(oob, "10.78.0.254")+leg(stor, SeatStorageAddress))}
 	for _, h := range s.Hosts {
 		errs = append(errs,
 			ipBatch(ctx, s.netns(h.Name), lo+leg(mgmt, h.Address)+leg(oob, h.OOBAddress)+leg(stor, h.StorageAddress)),

@@ -1,7 +1,7 @@
 // Package cephtest starts a Ceph cluster of one monitor and one OSD for tests. It
-// lives in memory and in one directory, speaks on the loopback address only, and
-// asks nobody for a key. It needs root or not, and the packages that
-// test/lab/packages-ceph.txt names.
+// lives in memory and in one directory, speaks on the loopback address unless it
+// is put into a network namespace, and asks nobody for a key. It needs the packages
+// that test/lab/packages-ceph.txt names, and root only for a namespace.
 package cephtest
 
 import (
@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -33,16 +34,25 @@ const (
 	commandTime = 20 * time.Second
 )
 
+// Config says where a cluster is reached.
+type Config struct {
+	// Netns is the path of the network namespace that it runs in, and Address its
+	// IPv4 address there. Both empty: here, on the loopback address.
+	Netns, Address string
+}
+
 // Cluster is a running cluster.
 type Cluster struct {
 	Dir     string
 	Monitor *Daemon
 	OSD     *Daemon
+
+	cfg Config
 }
 
 // Start makes a cluster and waits until its OSD is up. Of one that fails nothing
 // stays; of the other, Close takes everything away.
-func Start(ctx context.Context) (c *Cluster, err error) {
+func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNotInstalled, err)
@@ -53,7 +63,7 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c = &Cluster{Dir: dir}
+	c = &Cluster{Dir: dir, cfg: cfg}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -77,12 +87,15 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 func (c *Cluster) Conf() string { return filepath.Join(c.Dir, "ceph.conf") }
 
 func (c *Cluster) startMonitor(ctx context.Context) error {
-	address, err := freeAddress(ctx)
-	if err != nil {
-		return err
+	fsid, address := newUUID(), "v2:"+c.cfg.Address+":3300"
+	if c.cfg.Netns == "" {
+		c.cfg.Address = "127.0.0.1"
+		free, err := freeAddress(ctx)
+		if err != nil {
+			return err
+		}
+		address = "v2:" + free
 	}
-	fsid := newUUID()
-	address = "v2:" + address
 	if err := os.WriteFile(c.Conf(), []byte(c.config(fsid, address)), 0o600); err != nil {
 		return err
 	}
@@ -153,7 +166,7 @@ mon_allow_pool_size_one = true
 mon_warn_on_pool_no_redundancy = false
 osd_crush_chooseleaf_type = 0
 ms_bind_ipv6 = false
-public_addr = 127.0.0.1
+public_addr = %[4]s
 run_dir = %[1]s/run
 admin_socket = %[1]s/run/$name.$pid.asok
 pid_file =
@@ -168,7 +181,7 @@ osd_data = %[1]s/osd
 osd_objectstore = memstore
 memstore_device_bytes = 268435456
 osd_memory_target = 939524096
-`, c.Dir, fsid, monitor)
+`, c.Dir, fsid, monitor, c.cfg.Address)
 }
 
 // Ceph runs one of the administrator's commands.
@@ -179,6 +192,7 @@ func (c *Cluster) Ceph(ctx context.Context, args ...string) (string, error) {
 func (c *Cluster) run(ctx context.Context, command ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
+	command = c.there(command)
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.WaitDelay = time.Second
 	var out, errOut bytes.Buffer
@@ -187,6 +201,14 @@ func (c *Cluster) run(ctx context.Context, command ...string) (string, error) {
 		return "", fmt.Errorf("run %s: %w: %s", strings.Join(command, " "), errors.Join(err, ctx.Err()), strings.TrimSpace(errOut.String()))
 	}
 	return strings.TrimSpace(out.String()), nil
+}
+
+// there makes a command run where the cluster is; it becomes that command.
+func (c *Cluster) there(command []string) []string {
+	if c.cfg.Netns == "" {
+		return command
+	}
+	return append([]string{"nsenter", "--net=" + c.cfg.Netns, "--"}, command...)
 }
 
 // WaitFor asks again and again until ask is content.
@@ -233,7 +255,7 @@ type Daemon struct {
 }
 
 func (c *Cluster) daemon(name string, command ...string) *Daemon {
-	return &Daemon{name: name, command: command, log: filepath.Join(c.Dir, "log", name+".out")}
+	return &Daemon{name: name, command: c.there(command), log: filepath.Join(c.Dir, "log", name+".out")}
 }
 
 // Start starts it, unless it runs.
@@ -250,14 +272,22 @@ func (d *Daemon) Start() error {
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own, so that a terminal's interrupt is the test's alone.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		// The kernel sends the signal when the thread that made the process ends, so
+		// that thread must stay, whatever others do to theirs.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // how it ends is the test's business
+			close(ended)
+		}
+	}()
+	if err := <-started; err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ends is the test's business
-		close(ended)
-	}()
 	d.cmd, d.ended = cmd, ended
 	return nil
 }
