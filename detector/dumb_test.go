@@ -3,6 +3,7 @@ package detector
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -556,8 +557,8 @@ func (d *dumb) judge(k int, h *Host, due map[haven.HostID]bool) dumbVerdict {
 // wrote says whether the host was unreachable in the course of this suspicion,
 // and not idle since.
 func (st *dumbHost) wrote() bool {
-	for i := len(st.story) - 1; i >= 0; i-- {
-		switch m := st.story[i]; {
+	for _, m := range slices.Backward(st.story) {
+		switch {
 		case m.told == haven.VerdictUnreachable:
 			return true
 		case !m.suspect, m.idle:
@@ -571,8 +572,7 @@ func (st *dumbHost) wrote() bool {
 // since then, this one included, only failed to see anything.
 func (st *dumbHost) standsFailed() bool {
 	boot := st.story[len(st.story)-1].boot
-	for i := len(st.story) - 1; i >= 0; i-- {
-		m := st.story[i]
+	for _, m := range slices.Backward(st.story) {
 		switch {
 		case m.boot != boot:
 			return false

@@ -489,7 +489,7 @@ func shrink(cfg Config, hist []rec) []rec {
 	}
 	for smaller := true; smaller; {
 		smaller = false
-		for k := len(hist) - 1; k >= 0; k-- {
+		for k := range slices.Backward(hist) {
 			if try := slices.Delete(slices.Clone(hist), k, k+1); fails(try) {
 				hist, smaller = try, true
 			}
@@ -497,7 +497,7 @@ func shrink(cfg Config, hist []rec) []rec {
 	}
 	for k := range hist {
 		for what := range 6 {
-			for i := len(hist[k].in.Hosts) - 1; i >= 0; i-- {
+			for i := range slices.Backward(hist[k].in.Hosts) {
 				for at := 0; ; {
 					try := slices.Clone(hist)
 					try[k].in = cloneInput(try[k].in)
