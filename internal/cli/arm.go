@@ -63,16 +63,45 @@ func (a *app) disarm() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "disarm --reason WHY", Short: "Switch recovery off: nothing is fenced or started until 'haven arm'", Args: cobra.NoArgs,
 		Long: `Switch recovery off in the whole cluster. Hosts are watched on and verdicts are
-given, but nothing is fenced and nothing is started until 'haven arm'.`,
-		Example: "  haven disarm --reason \"work on the core switch until 14:00\"",
+given, but nothing is fenced and nothing is started until 'haven arm'.
+
+What is under way is finished first: an incident in which a power-off has
+begun, or whose host is proved dead, goes on until its VMs run. 'haven status'
+shows what is pending. With --now that stops as well, before its next step.`,
+		Example: "  haven disarm --reason \"work on the core switch until 14:00\"\n  haven disarm --now --reason \"stop it\"",
 	}
 	f := a.act(cmd, "why, for the record (required)")
+	now := cmd.Flags().Bool("now", false, "finish nothing first: stop what is under way before its next step")
 	must(cmd.MarkFlagRequired("reason"))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if f.reason == "" {
 			return usagef("--reason is empty: others will want to know why nothing is recovered")
 		}
-		return f.do(cmd.Context(), "/v1/disarm", client.Act{}, "Recovery is disarmed: nothing is fenced or started until 'haven arm'.")
+		if err := f.do(cmd.Context(), "/v1/disarm", client.Act{Now: *now}, "Recovery is disarmed: nothing is fenced or started until 'haven arm'."); err != nil {
+			return err
+		}
+		a.showPending(cmd.Context(), f.target)
+		return nil
 	}
 	return cmd
+}
+
+// showPending says what is finished before a disarm takes effect. The disarm
+// itself is done; when this cannot be told, 'haven status' will.
+func (a *app) showPending(ctx context.Context, to *target) {
+	if a.json() {
+		return
+	}
+	s, err := to.dial(ctx)
+	if err != nil {
+		return
+	}
+	defer s.close()
+	doc, err := s.get("/v1/status")
+	if err != nil {
+		return
+	}
+	if st, err := decode[client.Status](doc); err == nil && st.DisarmPending != "" {
+		a.wrapped("", "Pending: "+st.DisarmPending+". After that it takes effect; --now stops it.")
+	}
 }

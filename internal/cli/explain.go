@@ -16,12 +16,16 @@ import (
 
 func (a *app) explain() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "explain INCIDENT", Short: "One incident from the first suspicion to the end, with all evidence", Args: cobra.ExactArgs(1),
+		Use: "explain INCIDENT|HOST", Short: "One incident, or what was concluded about one host lately, with all evidence", Args: cobra.ExactArgs(1),
 		Long: `One incident from the first suspicion to the end: each step with the evidence
 that it rested on, what held it back, the proof, the power-offs, and every VM
 with its phases. Times in the time line count from the first suspicion; they are
-taken by the clocks of the masters.`,
-		Example: "  haven incidents\n  haven explain 1122-045449-kvm-03",
+taken by the clocks of the masters.
+
+With a host's name: what is concluded about it now, and the latest changes of
+its verdict, each with the evidence that it rested on. A host that changes all
+the time is recorded less often, and then the number left out is told.`,
+		Example: "  haven incidents\n  haven explain 1122-045449-kvm-03\n  haven explain kvm-03",
 	}
 	to := a.target(cmd)
 	cmd.ValidArgsFunction = complete(to, "/v1/incidents", func(in client.Incident) (string, string) {
@@ -30,11 +34,69 @@ taken by the clocks of the masters.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		err := view(a, cmd, to, "/v1/incidents/"+url.PathEscape(args[0]), a.showIncident)
 		if errors.Is(err, haven.ErrNotFound) {
-			return fmt.Errorf("there is no incident %s: 'haven incidents' lists them", args[0])
+			err = a.explainHost(cmd, to, args[0])
+		}
+		if errors.Is(err, haven.ErrNotFound) {
+			return fmt.Errorf("there is no incident and no host %s: 'haven incidents' and 'haven hosts' list them", args[0])
 		}
 		return err
 	}
 	return cmd
+}
+
+// explainHost shows what was concluded about a host.
+func (a *app) explainHost(cmd *cobra.Command, to *target, host string) error {
+	s, err := to.dial(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	doc, err := s.get(decisionsPath(host))
+	if err != nil {
+		return err
+	}
+	if a.json() {
+		a.printRaw(doc)
+		return nil
+	}
+	decisions, err := decode[[]client.Decision](doc)
+	if err != nil {
+		return err
+	}
+	if doc, err = s.get("/v1/hosts"); err != nil {
+		return err
+	}
+	hosts, err := decode[[]client.Host](doc)
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if string(h.Host) == host {
+			a.showHost(h)
+		}
+	}
+	a.showDecisions(decisions)
+	a.warnStale(s)
+	return nil
+}
+
+// showDecisions lists changes of a verdict, the latest first.
+func (a *app) showDecisions(decisions []client.Decision) {
+	a.printf("\nDecisions, the latest first\n")
+	if len(decisions) == 0 {
+		a.wrapped("  ", "none was recorded")
+	}
+	for _, d := range decisions {
+		from := "nothing recorded"
+		if d.From != "" {
+			from = string(d.From)
+		}
+		a.hanging("  "+d.At.UTC().Format(clock)+"  ", fmt.Sprintf("%s → %s, by %s in term %s: %s", from, d.To, d.By, d.Term, orDash(d.Why)))
+		if d.LeftOut > 0 {
+			a.wrapped("      ", fmt.Sprintf("%d changes before it were left out", d.LeftOut))
+		}
+		a.evidence("      ", d.Evidence)
+	}
 }
 
 const clock = "2006-01-02 15:04:05.000 MST"
@@ -53,6 +115,9 @@ func (a *app) showIncident(in client.Incident) {
 	a.field("Opened", fmt.Sprintf("%s, %s ago", in.OpenedAt.UTC().Format(clock), ago(a.Now().Sub(in.OpenedAt))))
 	if !in.ClosedAt.IsZero() {
 		a.field("Closed", fmt.Sprintf("%s, after %s", in.ClosedAt.UTC().Format(clock), precise(in.ClosedAt.Sub(zero))))
+	}
+	if in.Response != "" {
+		a.field("Response", in.Response)
 	}
 	if in.Outcome != "" {
 		a.field("Outcome", in.Outcome)
@@ -78,6 +143,9 @@ func (a *app) showIncident(in client.Incident) {
 		}
 		a.evidence(indent, e.Evidence)
 		shown = append(shown, e.Evidence)
+	}
+	if in.Dropped > 0 {
+		a.wrapped("", fmt.Sprintf("%d lines from the middle are not kept.", in.Dropped))
 	}
 }
 

@@ -64,6 +64,10 @@ func (a *app) hostNotes(h client.Host) []string {
 	if h.Verdict != haven.VerdictHealthy {
 		notes = append(notes, h.Explanation)
 	}
+	if m := h.Maintenance; m != nil {
+		notes = append(notes, a.maintenanceText(*m))
+	}
+	notes = append(notes, labelled("quarantined", h.Quarantine))
 	notes = append(notes, labelled("held", a.hold(h.Hold)), labelled("takes no VMs now", h.Refuses))
 	if h.Incident != "" {
 		notes = append(notes, fmt.Sprintf("incident: 'haven explain %s'", h.Incident))
@@ -100,6 +104,12 @@ func (a *app) showHost(h client.Host) {
 	if h.Hold.Reason != "" {
 		a.field("Held", a.hold(h.Hold))
 	}
+	if h.Maintenance != nil {
+		a.field("Operator", a.maintenanceText(*h.Maintenance))
+	}
+	if h.Quarantine != "" {
+		a.field("Quarantine", h.Quarantine)
+	}
 	if h.Left != "" {
 		a.field("Left", string(h.Left))
 	}
@@ -123,6 +133,18 @@ func (a *app) showHost(h client.Host) {
 		a.printf("\nEvidence\n")
 		a.evidence("  ", h.Evidence)
 	}
+}
+
+// maintenanceText says who has a host in maintenance, and what of its VMs.
+func (a *app) maintenanceText(m client.Maintenance) string {
+	text := fmt.Sprintf("in maintenance by %s, for %s", m.By, ago(a.Now().Sub(m.At)))
+	if m.Reason != "" {
+		text += ": " + m.Reason
+	}
+	if m.Keeps {
+		text += "; it is off, and its VMs wait for 'haven maintenance off' or 'haven fence confirm'"
+	}
+	return text
 }
 
 func pathText(p client.PathView) string {

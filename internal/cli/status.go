@@ -3,11 +3,12 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
 )
 
 func (a *app) status() *cobra.Command {
@@ -49,7 +50,7 @@ func (a *app) showStatus(st client.Status) {
 	a.printf("\n")
 	recovery := "armed"
 	if !st.Armed {
-		recovery = "DISARMED by " + st.DisarmedBy + ": nothing is fenced or started ('haven arm')"
+		recovery = disarmedText(st)
 	}
 	master := "none"
 	if st.Master != "" {
@@ -65,8 +66,8 @@ func (a *app) showStatus(st client.Status) {
 	a.field("Hosts", fmt.Sprintf("%d of %d healthy", st.HostsUp, st.Hosts))
 	a.field("VMs", fmt.Sprintf("%d of %d protected ones run", st.VMsUp, st.VMs))
 	a.field("Incidents", incidents)
-	for _, h := range st.Holds {
-		a.field("Held", a.hold(h))
+	for _, h := range heldOf(st) {
+		a.field("Held", a.held(h))
 	}
 	if l := st.Local; l.State != "" {
 		part := "a majority"
@@ -76,4 +77,47 @@ func (a *app) showStatus(st client.Status) {
 		a.field("Reached", fmt.Sprintf("%d of %d hosts from %s, %s (%s)", l.Reached, l.Hosts, st.Self, part, l.State))
 	}
 	a.field("Asked", fmt.Sprintf("%s, version %s", st.Self, st.Version))
+}
+
+// disarmedText says that recovery is switched off, by whom, why, and what is
+// finished before.
+func disarmedText(st client.Status) string {
+	text := "DISARMED by " + st.DisarmedBy
+	if st.DisarmReason != "" {
+		text += " (" + st.DisarmReason + ")"
+	}
+	if st.DisarmPending != "" {
+		return text + "; pending: " + st.DisarmPending
+	}
+	return text + ": nothing is fenced or started ('haven arm')"
+}
+
+// heldOf lists what is held. An older agent tells the cluster's holds only.
+func heldOf(st client.Status) []client.Held {
+	if len(st.Held) > 0 {
+		return st.Held
+	}
+	var all []client.Held
+	for _, h := range st.Holds {
+		all = append(all, client.Held{Hold: h})
+	}
+	return all
+}
+
+// held says what is held, why, for how long, and what ends it.
+func (a *app) held(h client.Held) string {
+	what := ""
+	switch {
+	case h.Incident != "":
+		what = fmt.Sprintf("incident %s: ", h.Incident)
+	case h.Count > len(h.VMs):
+		what = fmt.Sprintf("%s and %d more: ", strings.Join(h.VMs, ", "), h.Count-len(h.VMs))
+	case len(h.VMs) > 0:
+		what = strings.Join(h.VMs, ", ") + ": "
+	}
+	text := what + a.hold(h.Hold)
+	if h.Release != "" {
+		text += "; released by " + h.Release
+	}
+	return text
 }

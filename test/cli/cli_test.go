@@ -182,7 +182,7 @@ func canned(dir, posted string) []api.Route {
 		return json.RawMessage(data), nil
 	}
 	var routes []api.Route
-	for _, path := range []string{"members", "raft", "status", "hosts", "vms", "incidents", "incidents/{id}"} {
+	for _, path := range []string{"members", "raft", "status", "hosts", "vms", "incidents", "incidents/{id}", "hosts/{host}/decisions"} {
 		routes = append(routes, api.Route{Pattern: "GET /v1/" + path, Need: api.NeedViewer, Serve: answer})
 	}
 	act := func(path string, need api.Need) {
@@ -191,6 +191,8 @@ func canned(dir, posted string) []api.Route {
 	act("arm", api.NeedOperator)
 	act("disarm", api.NeedOperator)
 	act("hosts/{host}/confirm-dead", api.NeedOperator)
+	act("hosts/{host}/maintenance", api.NeedOperator)
+	act("hosts/{host}/maintenance/end", api.NeedOperator)
 	act("hosts/{host}/release", api.NeedAdmin)
 	act("hosts/{host}/trust-bmc", api.NeedAdmin)
 	return routes
