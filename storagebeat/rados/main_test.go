@@ -156,3 +156,41 @@ func TestNowhere(t *testing.T) {
 		})
 	}
 }
+
+// The capabilities that the documentation gives to a user are enough, and end at
+// its namespace.
+func TestCapabilities(t *testing.T) {
+	own, other := newPlace(t), newPlace(t)
+	at, err := ParsePlace(own)
+	ok(t, err)
+	ok(t, cluster.MakeUser(t.Context(), "haven", "mon", "allow r", "osd", "allow rw pool="+at.Pool+" namespace="+at.Namespace))
+	open := func(place string) storagebeat.Backend {
+		b, err := Type().Open(storagebeat.OpenOptions{
+			Path: place, Cluster: "prod", Options: map[string]string{OptionConf: cluster.Conf(), OptionUser: "haven"},
+		})
+		ok(t, err)
+		t.Cleanup(func() { ok(t, b.Close()) })
+		return b
+	}
+	s := open(own)
+	id, err := s.Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"})
+	ok(t, err)
+	ok(t, s.Write(within(t, 10*time.Second), record(t, id, "kvm-01", 1)))
+	id, err = s.Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod", Replace: "prod"})
+	ok(t, err)
+	ok(t, s.Write(within(t, 10*time.Second), record(t, id, "kvm-01", 1)))
+	r, err := s.Check(within(t, 10*time.Second))
+	ok(t, err)
+	if r.Records != 1 || r.Valid != 1 {
+		t.Errorf("%+v", r)
+	}
+	if id, err := open(other).Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"}); err == nil || !strings.Contains(err.Error(), "not permitted") {
+		t.Errorf("in another's namespace: %v, %v", id, err)
+	}
+	b, err := Type().Open(storagebeat.OpenOptions{Path: own, Options: map[string]string{OptionConf: cluster.Conf(), OptionUser: "nobody"}})
+	ok(t, err)
+	defer func() { ok(t, b.Close()) }()
+	if _, err := b.ReadAll(within(t, 10*time.Second)); err == nil {
+		t.Error("a user without a key reads")
+	}
+}

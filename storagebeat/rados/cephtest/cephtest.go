@@ -1,7 +1,7 @@
 // Package cephtest starts a Ceph cluster of one monitor and one OSD for tests. It
 // lives in memory and in one directory, speaks on the loopback address unless it
-// is put into a network namespace, and asks nobody for a key. It needs the packages
-// that test/lab/packages-ceph.txt names, and root only for a namespace.
+// is put into a network namespace, and asks everybody for a key. It needs the
+// packages that test/lab/packages-ceph.txt names, and root only for a namespace.
 package cephtest
 
 import (
@@ -10,7 +10,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/haven-ha/haven/internal/netx"
 )
 
 // programs are what must be installed.
@@ -86,11 +87,23 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 // Conf is the path of the configuration for clients.
 func (c *Cluster) Conf() string { return filepath.Join(c.Dir, "ceph.conf") }
 
+// keyring is where a user's key is.
+func (c *Cluster) keyring(user string) string {
+	return filepath.Join(c.Dir, "client."+user+".keyring")
+}
+
+// MakeUser makes a user with capabilities, such as "osd", "allow rw", whom the
+// configuration then knows.
+func (c *Cluster) MakeUser(ctx context.Context, name string, caps ...string) error {
+	_, err := c.Ceph(ctx, append([]string{"auth", "get-or-create", "client." + name, "-o", c.keyring(name)}, caps...)...)
+	return err
+}
+
 func (c *Cluster) startMonitor(ctx context.Context) error {
 	fsid, address := newUUID(), "v2:"+c.cfg.Address+":3300"
 	if c.cfg.Netns == "" {
 		c.cfg.Address = "127.0.0.1"
-		free, err := freeAddress(ctx)
+		free, err := freeAddress()
 		if err != nil {
 			return err
 		}
@@ -99,9 +112,11 @@ func (c *Cluster) startMonitor(ctx context.Context) error {
 	if err := os.WriteFile(c.Conf(), []byte(c.config(fsid, address)), 0o600); err != nil {
 		return err
 	}
-	keyring, monmap := filepath.Join(c.Dir, "keyring"), filepath.Join(c.Dir, "monmap")
+	keyring, monmap := filepath.Join(c.Dir, "mon.keyring"), filepath.Join(c.Dir, "monmap")
 	for _, command := range [][]string{
 		{"ceph-authtool", "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"},
+		{"ceph-authtool", c.keyring("admin"), "--create-keyring", "--gen-key", "-n", "client.admin", "--cap", "mon", "allow *", "--cap", "osd", "allow *"},
+		{"ceph-authtool", keyring, "--import-keyring", c.keyring("admin")},
 		{"monmaptool", "--create", "--fsid", fsid, "--addv", "a", "[" + address + "]", "--clobber", monmap},
 		{"ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring, "-c", c.Conf()},
 	} {
@@ -122,6 +137,9 @@ func (c *Cluster) startMonitor(ctx context.Context) error {
 func (c *Cluster) startOSD(ctx context.Context) error {
 	id := newUUID()
 	if _, err := c.Ceph(ctx, "osd", "new", id); err != nil {
+		return err
+	}
+	if _, err := c.Ceph(ctx, "auth", "get-or-create", "osd.0", "mon", "allow profile osd", "osd", "allow *", "-o", filepath.Join(c.Dir, "osd", "keyring")); err != nil {
 		return err
 	}
 	if _, err := c.run(ctx, "ceph-osd", "-i", "0", "-c", c.Conf(), "--mkfs", "--osd-uuid", id); err != nil {
@@ -157,9 +175,9 @@ func (c *Cluster) config(fsid, monitor string) string {
 	return fmt.Sprintf(`[global]
 fsid = %[2]s
 mon_host = [%[3]s]
-auth_cluster_required = none
-auth_service_required = none
-auth_client_required = none
+auth_cluster_required = cephx
+auth_service_required = cephx
+auth_client_required = cephx
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 mon_allow_pool_size_one = true
@@ -172,6 +190,8 @@ admin_socket = %[1]s/run/$name.$pid.asok
 pid_file =
 log_file = %[1]s/log/$name.log
 setuser_match_path =
+[client]
+keyring = %[1]s/client.$id.keyring
 [mon]
 mon_data = %[1]s/mon
 mon_initial_members = a
@@ -329,9 +349,8 @@ func (d *Daemon) lastWords() string {
 }
 
 // freeAddress finds a port that nobody listens on.
-func freeAddress(ctx context.Context) (string, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+func freeAddress() (string, error) {
+	l, err := netx.Real{}.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
