@@ -31,9 +31,8 @@ func haven(t *testing.T, want int, args ...string) (stdout, stderr string) {
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
-	var exit *exec.ExitError
 	code := 0
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exit.ExitCode()
 	} else if err != nil {
 		t.Fatal(err)
