@@ -50,7 +50,7 @@ func evidenceOf(now time.Duration, self haven.HostID, expected bool, h *Host, ob
 		if h.superseded(i, now) {
 			continue
 		}
-		add(haven.Evidence{Kind: p.Kind, Observer: p.Observer, Value: p.Result}, p.Finished)
+		add(haven.Evidence{Kind: p.Kind, Observer: p.Observer, Value: p.Result, Detail: p.Detail}, p.Finished)
 	}
 	for i := range h.Beats {
 		list = appendBeat(list, now, h.ID, &h.Beats[i])

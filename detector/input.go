@@ -149,6 +149,9 @@ type Probe struct {
 	// asked the observer. Finished is when its word came back.
 	Started  time.Duration `json:"started,omitzero"`
 	Finished time.Duration `json:"finished,omitzero"`
+	// Detail is what the answer told, for people only: a helper tells how the
+	// agent's unit is.
+	Detail string `json:"detail,omitzero"`
 }
 
 // Writer says which process of a host writes a beat.

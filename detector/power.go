@@ -32,8 +32,14 @@ func (s *sight) readPower() powerSight {
 		since.raise(s.st.life.at)
 	}
 	for i := range s.h.Power {
-		if s.counts(&s.h.Power[i], since) {
-			p.consider(s, s.chain(&s.h.Power[i], since))
+		r := &s.h.Power[i]
+		if !s.counts(r, since) {
+			continue
+		}
+		p.consider(s, s.chain(r, since, false))
+		if len(s.stores) == 0 && r.GUID == haven.Yes {
+			// Only such readings will do; others among them must not be in the way.
+			p.consider(s, s.chain(r, since, true))
 		}
 	}
 	p.against, p.doubt = s.contradicted(lastOn)
@@ -68,8 +74,9 @@ type row struct {
 	guid  bool   // each by a BMC whose GUID is the host's
 }
 
-// chain is the row that begins with start and takes the earliest next each time.
-func (s *sight) chain(start *PowerReading, since moment) row {
+// chain is the row that begins with start and takes the earliest next each time;
+// if known, only of those by a BMC whose GUID is the host's.
+func (s *sight) chain(start *PowerReading, since moment, known bool) row {
 	w := row{first: moment{true, start.Finished}, guid: true}
 	for r := start; r != nil; {
 		w.count++
@@ -81,7 +88,7 @@ func (s *sight) chain(start *PowerReading, since moment) row {
 		var next *PowerReading
 		for i := range s.h.Power {
 			q := &s.h.Power[i]
-			if s.counts(q, since) && q.Device == r.Device && q.Session != r.Session &&
+			if s.counts(q, since) && (!known || q.GUID == haven.Yes) && q.Device == r.Device && q.Session != r.Session &&
 				q.Started-r.Finished >= s.cfg.OffGap && (next == nil || q.Finished < next.Finished) {
 				next = q
 			}
@@ -196,7 +203,7 @@ func (s *sight) contradicted(lastOn moment) (against, sameBoot bool) {
 	var full moment
 	for i := range s.h.Power {
 		if r := &s.h.Power[i]; s.counts(r, lastOn) {
-			if w := s.chain(r, lastOn); w.nth.ok && (!full.ok || w.nth.at < full.at) {
+			if w := s.chain(r, lastOn, false); w.nth.ok && (!full.ok || w.nth.at < full.at) {
 				full = w.nth
 			}
 		}

@@ -111,6 +111,22 @@ func (s *sight) saysStorageLost() bool {
 	return false
 }
 
+// unitWords is what the host's helper told last of the agent's unit, if anything.
+func (s *sight) unitWords() string {
+	var last *Probe
+	for i := range s.h.Probes {
+		p := &s.h.Probes[i]
+		if p.Kind == haven.EvidenceProbeHelper && p.Result == haven.Yes && p.Detail != "" && p.Finished <= s.now &&
+			(last == nil || p.Finished > last.Finished) {
+			last = p
+		}
+	}
+	if last == nil {
+		return ""
+	}
+	return "; its helper says: " + last.Detail
+}
+
 // concludeSilent judges a host whose network is dead.
 func (s *sight) concludeSilent(j *Judgement) {
 	helper, st := s.helperState(), s.st
@@ -128,7 +144,7 @@ func (s *sight) concludeSilent(j *Judgement) {
 	case !s.storeless && s.agentBeat == haven.Unknown:
 		s.concludeBlind(j)
 	case helper == haven.Yes:
-		j.Verdict, j.Why = haven.VerdictAgentDown, "its agent is dead on every path; its helper or network stack lives"
+		j.Verdict, j.Why = haven.VerdictAgentDown, "its agent is dead on every path; its helper or network stack lives"+s.unitWords()
 	case s.disk == haven.Yes:
 		j.Verdict, j.Why = haven.VerdictUnreachable, "no network, no beat, but its VMs' disks change"
 	case s.wrote():
