@@ -200,7 +200,7 @@ func tellSystemd(log *slog.Logger, state string) {
 func newWeb(cfg *config.Config, certs *certificates, vms helper.Lister, log *slog.Logger) (*helper.Server, error) {
 	o := helper.Options{
 		Address: fmt.Sprintf(":%d", cfg.Helper.Port), Username: cfg.Helper.Username,
-		VMs: vms, Net: netx.Real{}, Log: log,
+		VMs: vms, Unit: helper.ShowUnit, Net: netx.Real{}, Log: log,
 	}
 	if cfg.Helper.PasswordFile != "" {
 		secret, warning, err := config.LoadSecret(cfg.Helper.PasswordFile)

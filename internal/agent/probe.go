@@ -121,6 +121,9 @@ func (a *Agent) askNeighbour(ctx context.Context, observer, suspect haven.HostID
 	return a.client.Probe(ctx, observer, client.ProbeRequest{Host: suspect, Kinds: kinds, Limit: client.MillisOf(limit), Term: a.term()})
 }
 
+// maxProbeDetail bounds the words of an answer that are kept.
+const maxProbeDetail = 200
+
 // takeProbes records what an observer found. A kind without an answer is
 // recorded as unknown: it was asked and nothing is known (P5).
 func (a *Agent) takeProbes(observer, suspect haven.HostID, kinds []haven.EvidenceKind, results []client.ProbeResult, begun time.Time) {
@@ -130,6 +133,9 @@ func (a *Agent) takeProbes(observer, suspect haven.HostID, kinds []haven.Evidenc
 		for _, r := range results {
 			if r.Kind == kind {
 				p.Result = r.Value
+				if kind == haven.EvidenceProbeHelper && r.Value == haven.Yes {
+					p.Detail = r.Detail[:min(len(r.Detail), maxProbeDetail)]
+				}
 			}
 		}
 		a.ev.probe(suspect, p)

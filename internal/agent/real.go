@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -302,39 +301,6 @@ func (r Real) helperProbe() (HelperProbe, error) {
 	}
 	c := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return func(ctx context.Context, id haven.HostID) (haven.Tri, string) { return askHelper(ctx, c, r.Config, id) }, nil
-}
-
-// askHelper says whether a helper answers. One that answers with an error, as
-// it does while the VM manager hangs, shows that the host lives.
-func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, id haven.HostID) (haven.Tri, string) {
-	host, ok := cfg.Host(id)
-	if !ok || host.Role == haven.RoleWitness {
-		return haven.Unknown, "it has no helper"
-	}
-	scheme := "https"
-	if cfg.Helper.Plain {
-		scheme = "http"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+hostPort(host.Address, cfg.Helper.Port)+"/", nil)
-	if err != nil {
-		return haven.Unknown, err.Error()
-	}
-	if cfg.Helper.Username != "" {
-		password, _, err := config.LoadSecret(cfg.Helper.PasswordFile)
-		if err != nil {
-			return haven.Unknown, err.Error()
-		}
-		req.SetBasicAuth(cfg.Helper.Username, password.Reveal())
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return answerOf(err), err.Error()
-	}
-	defer func() { _ = resp.Body.Close() }() // read to its end or not, it is done with
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
-		return haven.Unknown, err.Error() // it began to answer
-	}
-	return haven.Yes, resp.Status
 }
 
 // listenLocal opens the socket for operators on this host. Only root, or the

@@ -31,8 +31,10 @@ type Options struct {
 	Neighbours []netip.AddrPort
 	Client     *Client
 	VMs        Lister
-	Net        netx.Stack
-	Log        *slog.Logger
+	// Unit asks how the agent's unit is; nil: nothing is known of it.
+	Unit UnitReader
+	Net  netx.Stack
+	Log  *slog.Logger
 }
 
 // Server is the helper's web server.
@@ -40,6 +42,7 @@ type Server struct {
 	opts       Options
 	lists      lists
 	neighbours neighbours
+	units      units
 	want       [sha256.Size]byte // of the credentials
 
 	mu       sync.Mutex
@@ -62,7 +65,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("helper: options are missing")
 	}
 	s := &Server{
-		opts: o, lists: lists{from: o.VMs, log: o.Log}, want: digest(o.Username, o.Password),
+		opts: o, lists: lists{from: o.VMs, log: o.Log}, units: units{read: o.Unit}, want: digest(o.Username, o.Password),
 		neighbours: neighbours{client: o.Client, allowed: map[netip.AddrPort]bool{}, slots: make(chan struct{}, maxChecks)},
 	}
 	for _, n := range o.Neighbours {
@@ -121,6 +124,7 @@ func (s *Server) Run(ctx context.Context, ready func(addr string)) error {
 		_ = srv.Close()
 		<-served
 		s.lists.wait(stop)
+		s.units.wait(stop)
 	}
 	if err != nil {
 		return fmt.Errorf("serve helper requests: %w", err)
@@ -150,6 +154,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusUnauthorized, "wrong user name or password")
 	case r.URL.Path == "/":
 		s.list(w, r)
+	case r.URL.Path == "/agent":
+		s.agent(w, r)
 	case isCheck:
 		s.check(w, r, neighbour)
 	default:
