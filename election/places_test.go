@@ -135,8 +135,12 @@ func TestVotersStay(t *testing.T) {
 		{"a voter is gone for two seconds", rack("k", 6, ""), 5, func(w *town) {
 			w.health.Contacts[server("k03", 0)] = ServerContact{At: w.now.Add(-2 * time.Second), CaughtUp: w.now.Add(-2 * time.Second)}
 		}, "k01 k02 k03 k04 k05", 0},
-		{"a dead one is replaced, from the zone with fewer votes", []string{"k1:a", "k2:a", "m1:b", "k3:a", "m2:b", "n1:c"}, 3,
-			func(w *town) { w.health.Configured = w.health.Configured[:6]; w.die("m1") }, "k1 k2 k3 m2 n1", 7},
+		{
+			"a dead one is replaced, from the zone with fewer votes",
+			[]string{"k1:a", "k2:a", "m1:b", "k3:a", "m2:b", "n1:c"},
+			3,
+			func(w *town) { w.health.Configured = w.health.Configured[:6]; w.die("m1") }, "k1 k2 k3 m2 n1", 7,
+		},
 		{"a witness that came ends the vote of a hypervisor", append(rack("k", 5, ""), "w1:"), 5, nil, "k01 k02 k03 k04 w1", 3},
 		{"not before it has been there for long", append(rack("k", 5, ""), "w1:"), 5, func(w *town) { w.rise("w1", time.Minute) }, "k01 k02 k03 k04 k05", 0},
 		{"not under a new leader", append(rack("k", 5, ""), "w1:"), 5, func(w *town) { w.health.LeaderSince = w.now.Add(-time.Minute) }, "k01 k02 k03 k04 k05", 0},

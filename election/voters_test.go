@@ -141,6 +141,8 @@ func (w *voterWorld) carryOut(c Change) {
 			w.fail("a voter that did not have the log before")
 		}
 		w.servers[i].Voter = true
+	case SetAddress:
+		w.fail("an address was changed, and no host has moved")
 	case RemoveVoter:
 		if i < 0 || c.Server.ID == w.leader {
 			w.fail("a removal of the leader, or of nobody")

@@ -20,12 +20,21 @@ func TestParseUnit(t *testing.T) {
 		words      string
 		bad        bool
 	}{
-		{"running", "Id=havend.service\nLoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=4711\nStateChangeTimestamp=@1767322800\n",
-			Unit{Unit: AgentUnit, Active: "active", Sub: "running", Result: "success", Since: at, MainPID: 4711}, "havend.service is active (running) since 2026-01-02T03:00:00Z", false},
-		{"killed", "Id=havend.service\nLoadState=loaded\nActiveState=failed\nSubState=failed\nResult=signal\nMainPID=0\nStateChangeTimestamp=@1767322800\n",
-			Unit{Unit: AgentUnit, Active: "failed", Sub: "failed", Result: "signal", Since: at}, "havend.service is failed (failed, signal) since 2026-01-02T03:00:00Z", false},
-		{"older systemd, other time", "Id=havend.service\nActiveState=inactive\nSubState=dead\nStateChangeTimestamp=Fri 2026-01-02 03:00:00 UTC\n",
-			Unit{Unit: AgentUnit, Active: "inactive", Sub: "dead"}, "havend.service is inactive (dead)", false},
+		{
+			"running", "Id=havend.service\nLoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nMainPID=4711\nStateChangeTimestamp=@1767322800\n",
+			Unit{Unit: AgentUnit, Active: "active", Sub: "running", Result: "success", Since: at, MainPID: 4711},
+			"havend.service is active (running) since 2026-01-02T03:00:00Z", false,
+		},
+		{
+			"killed", "Id=havend.service\nLoadState=loaded\nActiveState=failed\nSubState=failed\nResult=signal\nMainPID=0\nStateChangeTimestamp=@1767322800\n",
+			Unit{Unit: AgentUnit, Active: "failed", Sub: "failed", Result: "signal", Since: at},
+			"havend.service is failed (failed, signal) since 2026-01-02T03:00:00Z", false,
+		},
+		{
+			"older systemd, other time", "Id=havend.service\nActiveState=inactive\nSubState=dead\nStateChangeTimestamp=Fri 2026-01-02 03:00:00 UTC\n",
+			Unit{Unit: AgentUnit, Active: "inactive", Sub: "dead"},
+			"havend.service is inactive (dead)", false,
+		},
 		{"not installed", "Id=havend.service\nLoadState=not-found\nActiveState=inactive\n", Unit{}, "", true},
 		{"nothing", "", Unit{}, "", true},
 		{"rubbish", "\x00=\n=\nActiveState\n", Unit{}, "", true},

@@ -137,9 +137,10 @@ func (f *fakeLogind) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Er
 		return 0, dbus.MakeFailedError(err)
 	}
 	f.taken <- r
+	fd := dbus.UnixFD(w.Fd())
 	// The library sends a copy; this one is closed a little later, as by logind.
 	time.AfterFunc(100*time.Millisecond, func() { _ = w.Close() })
-	return dbus.UnixFD(w.Fd()), nil
+	return fd, nil
 }
 
 type properties struct{ f *fakeLogind }
