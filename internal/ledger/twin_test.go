@@ -73,7 +73,11 @@ func (n *now) take(c Command) {
 	case RegisterHost:
 		if old := n.boot[c.Host]; old != "" && old != c.Boot {
 			n.over[place{c.Host, old}] = true
-			n.end(place{c.Host, old}, n.trouble(place{c.Host, old}))
+			why := n.trouble(place{c.Host, old})
+			n.end(place{c.Host, old}, why)
+			if why != "" {
+				n.proof[why] = true
+			}
 		}
 		n.boot[c.Host], n.state[c.Host], n.witness[c.Host] = c.Boot, c.State, c.Role == haven.RoleWitness
 	case ProveDead:
@@ -162,12 +166,6 @@ func (n *now) takeBrakes(c Command) {
 	case ProveDead:
 		if !n.dead[place{c.Proof.Host, c.Proof.Boot}] {
 			n.proof[c.ID] = true
-		}
-	case RegisterHost:
-		if old := n.boot[c.Host]; old != "" && old != c.Boot {
-			if id := n.trouble(place{c.Host, old}); id != "" {
-				n.proof[id] = true
-			}
 		}
 	case CloseIncident:
 		n.closed[c.ID] = true
