@@ -83,7 +83,7 @@ func (a *Agent) viewStatus() client.Status {
 			st.Armed, st.DisarmedBy, st.DisarmedAt, st.DisarmReason = false, d.By, d.At, d.Reason
 			st.DisarmPending = recovery.Finishing(s.DisarmPending())
 		}
-		st.Held = heldViews(recovery.Holds(s, st.Holds), time.Now())
+		st.Held = append(heldViews(recovery.Holds(s, st.Holds), time.Now()), a.heldHosts(s, j)...)
 		st.Incidents = len(s.OpenIncidents())
 		for _, vm := range s.VMs {
 			if vm.Desired != ledger.DesiredRunning {
@@ -133,6 +133,26 @@ func heldViews(all []recovery.Held, now time.Time) []client.Held {
 			v.Incident = haven.IncidentID(h.ID)
 		}
 		out = append(out, v)
+	}
+	return out
+}
+
+// heldHosts lists the hosts that are given no VMs by an operator's word, or because
+// they flap.
+func (a *Agent) heldHosts(s *ledger.State, j *judged) (out []client.Held) {
+	now := time.Now()
+	held := func(host haven.HostID, hold haven.Hold) {
+		out = append(out, client.Held{
+			Of: "host", Host: host, Hold: hold, Age: client.MillisOf(max(0, now.Sub(hold.Since))), Release: recovery.Releases(hold.Reason),
+		})
+	}
+	for _, id := range s.HostIDs() {
+		if m := s.Hosts[id].Maintenance; m != nil {
+			held(id, haven.Hold{Reason: haven.HoldMaintenance, Detail: "by " + m.By + " " + m.Reason, Since: m.At})
+		}
+		if h, ok := j.host(id); ok && h.Flapping && h.Quarantine.Held() {
+			held(id, a.holdOf(h.Quarantine))
+		}
 	}
 	return out
 }

@@ -110,6 +110,8 @@ func (a *app) held(h client.Held) string {
 	switch {
 	case h.Incident != "":
 		what = fmt.Sprintf("incident %s: ", h.Incident)
+	case h.Of == "host":
+		what = string(h.Host) + ": "
 	case h.Count > len(h.VMs):
 		what = fmt.Sprintf("%s and %d more: ", strings.Join(h.VMs, ", "), h.Count-len(h.VMs))
 	case len(h.VMs) > 0:

@@ -35,7 +35,7 @@ type Maintenance struct {
 
 // Held is one thing that is held, or several VMs that are held for one reason.
 type Held struct {
-	Of       string           `json:"of"` // cluster, incident or vm
+	Of       string           `json:"of"` // cluster, incident, vm or host
 	Incident haven.IncidentID `json:"incident,omitempty"`
 	Host     haven.HostID     `json:"host,omitempty"`
 	VMs      []string         `json:"vms,omitempty"` // names, at most 5
