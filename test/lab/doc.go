@@ -8,6 +8,10 @@
 // it makes carries the lab's prefix and is taken away by [Lab.Close], by a guard
 // process when the owner dies, or by [Down].
 //
+// Nobody must install packages meanwhile: a new /etc/passwd or /etc/group of the
+// machine takes the place of those that hosts have had since their power-on, and
+// their libvirtd does not start again.
+//
 // The program that calls [New] is also the program of the lab's helpers: it must
 // call [RunChild] first thing in main or TestMain.
 //

@@ -369,7 +369,10 @@ func (h *Host) WaitReady(ctx context.Context) error {
 		if _, last = os.Stat(h.LibvirtSocket()); last != nil {
 			return false, nil
 		}
-		_, last = h.Virsh(ctx, "list")
+		// A libvirtd that dies while it starts leaves its clients waiting.
+		once, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, last = h.Virsh(once, "list")
 		return last == nil, nil
 	})
 	if err != nil {

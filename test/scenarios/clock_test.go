@@ -53,14 +53,9 @@ func TestWallClock(t *testing.T) {
 		lost := tr.on(v)
 		tr.watch.excuse(v)
 		tr.rebooted(lost...)
-		before := map[*lab.Guest]uint32{}
-		for _, x := range lost {
-			before[x] = tr.nonce(x)
-		}
+		before := tr.nonces(lost)
 		tr.ok(v.CutPower(tr.t.Context()))
-		for _, x := range lost {
-			tr.elsewhere(90*time.Second, x, before[x])
-		}
+		tr.startElsewhere(90*time.Second, v, before)
 		if in := tr.incident(v, v); in.Proof == nil || in.Proof.Kind != haven.ProofPowerOff {
 			tr.t.Errorf("P2: the proof is %+v", in.Proof)
 		}

@@ -63,6 +63,7 @@ type site struct {
 type options struct {
 	hosts     int
 	fencing   string // one more key of the section fencing
+	more      string // more sections
 	twoStores bool
 	stores    string // the stores instead of those that the lab mounts, as in heartbeat.stores
 	// programs is where other builds of the programs are; empty is as shipped.
@@ -153,8 +154,9 @@ fencing:
   levels: [[bmc]]
   devices: {bmc: {driver: ipmi}}
   %s
+%s
 hosts:
-`, stores, shortGrace, o.fencing)
+`, stores, shortGrace, o.fencing, o.more)
 	for _, h := range infos {
 		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s, username: %s, password_file: /etc/haven/bmc-%s.password}}}}\n",
 			h.Name, h.Address, h.BMCAddress, h.BMCUser, h.Name)

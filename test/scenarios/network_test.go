@@ -122,13 +122,10 @@ func minorityDies(tr *trial) {
 	lost := tr.on(v, master, v)
 	tr.watch.excuse(v)
 	tr.rebooted(lost...)
-	before := map[*lab.Guest]uint32{}
-	for _, g := range lost {
-		before[g] = tr.nonce(g)
-	}
+	before := tr.nonces(lost)
 	tr.ok(v.CutPower(tr.t.Context()))
-	for _, g := range lost {
-		tr.elsewhere(90*time.Second, g, before[g])
+	for g, nonce := range before {
+		tr.elsewhere(90*time.Second, g, nonce)
 	}
 	if in := tr.incident(v, master, v); in.Proof == nil || in.Proof.Kind != haven.ProofPowerOff || len(in.Attempts) != 0 {
 		tr.t.Errorf("P2: proof %+v after the power commands %+v", in.Proof, in.Attempts)

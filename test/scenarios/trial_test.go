@@ -161,16 +161,19 @@ func (tr *trial) mendHost(ctx context.Context, h *lab.Host) error {
 	return errors.Join(append(errs, h.WaitReady(ctx))...)
 }
 
-// victim is a host that does not lead, each in its turn: one that was struck too
-// often would be held for one that flaps.
+// victim is a host that has guests and does not lead, each in its turn: one that
+// was struck too often would be held for one that flaps.
 func (tr *trial) victim() *lab.Host {
 	tr.t.Helper()
 	master := tr.master()
 	var v *lab.Host
 	for _, h := range slices.Backward(tr.lab.Hosts()) {
-		if h != master && (v == nil || tr.ground.struck[h] < tr.ground.struck[v]) {
+		if h != master && len(tr.on(h)) > 0 && (v == nil || tr.ground.struck[h] < tr.ground.struck[v]) {
 			v = h
 		}
+	}
+	if v == nil {
+		tr.t.Fatal("all guests are on the master's host")
 	}
 	tr.ground.struck[v]++
 	return v
@@ -216,6 +219,31 @@ func (tr *trial) leftAlone(during time.Duration, writers ...*lab.Guest) {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// startElsewhere waits until guests of a host were started on another one, and
+// sees that they are no more on theirs.
+func (tr *trial) startElsewhere(limit time.Duration, from *lab.Host, before map[*lab.Guest]uint32) {
+	tr.t.Helper()
+	if len(before) == 0 {
+		tr.t.Fatalf("%s has no guests", from.Name)
+	}
+	for g, nonce := range before {
+		tr.elsewhere(limit, g, nonce)
+	}
+	if still := tr.on(from, from); len(still) > 0 {
+		tr.t.Errorf("%s still owns %d guests", from.Name, len(still))
+	}
+}
+
+// nonces are the boots of guests that write now.
+func (tr *trial) nonces(guests []*lab.Guest) map[*lab.Guest]uint32 {
+	tr.t.Helper()
+	all := map[*lab.Guest]uint32{}
+	for _, g := range guests {
+		all[g] = tr.nonce(g)
+	}
+	return all
 }
 
 // rebooted says that guests will be started once more, with leave to be gone
