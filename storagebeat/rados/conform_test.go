@@ -35,16 +35,16 @@ func TestConforms(t *testing.T) {
 				t.Helper()
 				var h head
 				direct(t, place, func(s *store) (err error) {
-					if h, err = s.readHead(within(t, 10*time.Second)); err != nil {
+					if h, err = s.readHead(lasting(t, 10*time.Second)); err != nil {
 						return err
 					}
 					return s.session.io.Delete(identityObject)
 				})
 				return func() {
 					direct(t, place, func(s *store) error {
-						err := s.putIdentity(within(t, 10*time.Second), h.text, nil)
+						err := s.putIdentity(lasting(t, 10*time.Second), h.text, nil)
 						for _, name := range h.names {
-							err = errors.Join(err, s.announce(within(t, 10*time.Second), head{text: h.text}, name))
+							err = errors.Join(err, s.announce(lasting(t, 10*time.Second), head{text: h.text}, name))
 						}
 						return err
 					})
@@ -57,8 +57,8 @@ func TestConforms(t *testing.T) {
 // direct does something to a place past the backend's own ways.
 func direct(t testing.TB, place string, do func(*store) error) {
 	t.Helper()
-	s := opened(t, place)
-	_, err := s.session.ready(within(t, 10*time.Second))
+	s := opened(t, place).store
+	_, err := s.session.ready(lasting(t, 10*time.Second))
 	ok(t, err)
 	ok(t, do(s))
 }

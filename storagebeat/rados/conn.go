@@ -26,14 +26,22 @@ type session struct {
 	io    *ceph.IOContext
 	limit time.Duration // what librados was last told
 	spent bool          // the connection failed; the next operation takes a new one
+	quiet time.Time     // since when no touch was answered; zero while they are
 }
 
-// unbounded is the limit when nobody set one.
-const unbounded = 30 * time.Second
+const (
+	// unbounded is the limit when nobody set one.
+	unbounded = 30 * time.Second
+	// connectTime is how long a connection may take to be made. It goes on when the
+	// operation that wanted it is over, and the next one finds it.
+	connectTime = 20 * time.Second
+	// renewAfter is how long a connection is left to mend itself, which librados does
+	// better and with less effort than a new one.
+	renewAfter = time.Minute
+)
 
 // limitOf is how long the next touch may take: what the context leaves, less a
-// tenth for the way back. Librados counts whole seconds, and takes 0 for ever; so
-// below one second it is up to the parent to end the process.
+// tenth for the way back. Librados counts whole seconds, and takes 0 for ever.
 func limitOf(ctx context.Context) time.Duration {
 	end, ok := ctx.Deadline()
 	if !ok {
@@ -92,7 +100,7 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	limit := limitOf(ctx)
 	for option, value := range map[string]string{
-		"client_mount_timeout": seconds(limit), "rados_mon_op_timeout": seconds(limit), "rados_osd_op_timeout": seconds(limit),
+		"client_mount_timeout": seconds(connectTime), "rados_mon_op_timeout": seconds(limit), "rados_osd_op_timeout": seconds(limit),
 		// The child has nowhere to write; its parent logs what comes back.
 		"log_to_stderr": "false", "log_file": "", "admin_socket": "",
 	} {
@@ -103,7 +111,7 @@ func (s *session) connect(ctx context.Context) error {
 	if err := conn.Connect(); err != nil {
 		return err
 	}
-	s.conn, s.limit, s.spent = conn, limit, false
+	s.conn, s.limit, s.spent, s.quiet = conn, limit, false, time.Time{}
 	return nil
 }
 
@@ -133,7 +141,10 @@ func (s *session) verdict(err error) error {
 	case 0, int(syscall.ENOENT), int(syscall.EEXIST), int(syscall.ENOSPC), int(syscall.EDQUOT), int(syscall.EOPNOTSUPP), compareFailed:
 		return err
 	case int(syscall.ETIMEDOUT):
-		s.spent = true
+		if s.quiet.IsZero() {
+			s.quiet = time.Now()
+		}
+		s.spent = s.spent || time.Since(s.quiet) > renewAfter
 		return fmt.Errorf("%w: %w", err, storagebeat.ErrTimeout)
 	}
 	s.spent = true

@@ -16,9 +16,11 @@
 // records. Pools with erasure coding have no omap and are refused.
 //
 // Librados by itself waits for ever. Each touch of the storage is given what is
-// left of the operation's time, less a margin for the way back; should that not
-// hold, the child process is left as with any other store. It does not hang in
-// the kernel then, so it is gone at once.
+// left of the operation's time, in whole seconds, which is all that librados knows.
+// An operation that is over time is answered for and goes on behind that until
+// librados gives up; the next one waits for it. So the process and its connection
+// stay: a connection that takes longer than one beat would never be made otherwise.
+// Should even that hang, the child process is ended as with any other store.
 package rados
 
 import (

@@ -13,10 +13,10 @@ import (
 	"github.com/haven-ha/haven/storagebeat"
 )
 
-// Init implements storagebeat.Backend. Of two that make a store at once, one wins
+// makeStore is Init. Of two that make a store at once, one wins
 // and the other fails. Foreign objects are not removed; to name the place, as
 // POOL or POOL/NAMESPACE, puts the store beside them.
-func (s *store) Init(ctx context.Context, o storagebeat.InitOptions) (storagebeat.Identity, error) {
+func (s *store) makeStore(ctx context.Context, o storagebeat.InitOptions) (storagebeat.Identity, error) {
 	if o.Erase != "" || o.Slots != 0 {
 		return storagebeat.Identity{}, errors.New("make store: a pool takes neither a device to erase nor a number of slots")
 	}

@@ -68,16 +68,16 @@ func options(place, of string) storagebeat.OpenOptions {
 }
 
 // opened opens a backend in this process.
-func opened(t testing.TB, place string) *store {
+func opened(t testing.TB, place string) *patient {
 	t.Helper()
 	b, err := Type().Open(options(place, "prod"))
 	ok(t, err)
 	t.Cleanup(func() { ok(t, b.Close()) })
-	return b.(*store)
+	return b.(*patient)
 }
 
-// within is a context that lasts as long as one operation may.
-func within(t testing.TB, d time.Duration) context.Context {
+// lasting is a context that lasts as long as one operation may.
+func lasting(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
@@ -143,11 +143,11 @@ func TestNowhere(t *testing.T) {
 			b, err := Type().Open(storagebeat.OpenOptions{Path: tc.place, Options: map[string]string{OptionConf: tc.conf}})
 			ok(t, err)
 			defer func() { ok(t, b.Close()) }()
-			_, err = b.ReadAll(within(t, 10*time.Second))
+			_, err = b.ReadAll(lasting(t, 10*time.Second))
 			if err == nil || !strings.Contains(err.Error(), tc.says) || errors.Is(err, storagebeat.ErrNoIdentity) != (tc.is != nil) {
 				t.Errorf("read: %v", err)
 			}
-			id, err := b.Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"})
+			id, err := b.Init(lasting(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"})
 			if tc.name == "no such namespace" {
 				ok(t, err)
 			} else if err == nil || !strings.Contains(err.Error(), tc.says) {
@@ -173,24 +173,24 @@ func TestCapabilities(t *testing.T) {
 		return b
 	}
 	s := open(own)
-	id, err := s.Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"})
+	id, err := s.Init(lasting(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"})
 	ok(t, err)
-	ok(t, s.Write(within(t, 10*time.Second), record(t, id, "kvm-01", 1)))
-	id, err = s.Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod", Replace: "prod"})
+	ok(t, s.Write(lasting(t, 10*time.Second), record(t, id, "kvm-01", 1)))
+	id, err = s.Init(lasting(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod", Replace: "prod"})
 	ok(t, err)
-	ok(t, s.Write(within(t, 10*time.Second), record(t, id, "kvm-01", 1)))
-	r, err := s.Check(within(t, 10*time.Second))
+	ok(t, s.Write(lasting(t, 10*time.Second), record(t, id, "kvm-01", 1)))
+	r, err := s.Check(lasting(t, 10*time.Second))
 	ok(t, err)
 	if r.Records != 1 || r.Valid != 1 {
 		t.Errorf("%+v", r)
 	}
-	if id, err := open(other).Init(within(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"}); err == nil || !strings.Contains(err.Error(), "not permitted") {
+	if id, err := open(other).Init(lasting(t, 10*time.Second), storagebeat.InitOptions{Cluster: "prod"}); err == nil || !strings.Contains(err.Error(), "not permitted") {
 		t.Errorf("in another's namespace: %v, %v", id, err)
 	}
 	b, err := Type().Open(storagebeat.OpenOptions{Path: own, Options: map[string]string{OptionConf: cluster.Conf(), OptionUser: "nobody"}})
 	ok(t, err)
 	defer func() { ok(t, b.Close()) }()
-	if _, err := b.ReadAll(within(t, 10*time.Second)); err == nil {
+	if _, err := b.ReadAll(lasting(t, 10*time.Second)); err == nil {
 		t.Error("a user without a key reads")
 	}
 }

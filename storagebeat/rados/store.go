@@ -51,11 +51,13 @@ func Type() storagebeat.Type {
 		if conf != "" && !filepath.IsAbs(conf) {
 			return nil, fmt.Errorf("open store: %s %q is not absolute", OptionConf, conf)
 		}
-		return &store{session: session{place: place, conf: conf, user: o.Options[OptionUser]}, cluster: o.Cluster}, nil
+		s := &store{session: session{place: place, conf: conf, user: o.Options[OptionUser]}, cluster: o.Cluster}
+		return newPatient(s), nil
 	}}
 }
 
-// store is one store in a pool. It is not safe for concurrent use.
+// store is one store in a pool. It is not safe for concurrent use. Its methods may
+// take longer than their contexts; see patient.
 type store struct {
 	session session
 	cluster string // the store must be of this cluster; empty takes any
@@ -68,8 +70,7 @@ type head struct {
 	names []string // of the records, sorted
 }
 
-// ReadAll implements storagebeat.Backend.
-func (s *store) ReadAll(ctx context.Context) (storagebeat.Contents, error) {
+func (s *store) readAll(ctx context.Context) (storagebeat.Contents, error) {
 	h, err := s.identify(ctx)
 	if err != nil {
 		return storagebeat.Contents{}, err
@@ -108,6 +109,7 @@ func (s *store) readHead(ctx context.Context) (head, error) {
 		if err != nil {
 			return head{}, fmt.Errorf("read identity: %w", s.session.verdict(err))
 		}
+		s.session.quiet = time.Time{}
 		if !first && !bytes.Equal(text, h.text) {
 			return head{}, errors.New("read identity: it changed meanwhile")
 		}
@@ -219,8 +221,7 @@ func readBeat(ctx context.Context, pool *ceph.IOContext, name string) storagebea
 	return raw
 }
 
-// Write implements storagebeat.Backend.
-func (s *store) Write(ctx context.Context, raw storagebeat.RawBeat) error {
+func (s *store) write(ctx context.Context, raw storagebeat.RawBeat) error {
 	h, err := s.identify(ctx)
 	if err != nil {
 		return err
@@ -275,10 +276,9 @@ func put(pool *ceph.IOContext, object string, data []byte) error {
 	return op.Operate(pool, object, ceph.OperationFullTry)
 }
 
-// Check implements storagebeat.Backend.
-func (s *store) Check(ctx context.Context) (storagebeat.CheckReport, error) {
+func (s *store) check(ctx context.Context) (storagebeat.CheckReport, error) {
 	started := time.Now()
-	c, err := s.ReadAll(ctx)
+	c, err := s.readAll(ctx)
 	if err != nil {
 		return storagebeat.CheckReport{}, err
 	}
@@ -328,12 +328,6 @@ func (s *store) tryWrite(ctx context.Context, pool *ceph.IOContext, r *storagebe
 	if !bytes.Equal(back, data) {
 		return fmt.Errorf("read back: %w", storagebeat.ErrTorn)
 	}
-	return nil
-}
-
-// Close implements storagebeat.Backend.
-func (s *store) Close() error {
-	s.session.close()
 	return nil
 }
 
