@@ -238,11 +238,12 @@ func endOfCluster(reason string, trusted bool) string {
 }
 
 // stick keeps the verdict failed, once it was reached, through Steps that could
-// not look everywhere: it ends with a sign of life, a proof, a leave, a new boot
+// not look everywhere: it ends with a sign of life, also an old one, a proof, a leave, a new boot
 // or the loss of trust. The permission to fence does not stick: see withhold.
 func (s *sight) stick(j *Judgement, newLife bool) {
 	st := s.st
 	silent := j.Verdict == haven.VerdictSuspect || j.Verdict == haven.VerdictUnknown
+	silent = silent && s.agentBeat != haven.Yes && s.helperState() != haven.Yes && s.disk != haven.Yes
 	switch {
 	case s.fresh:
 		st.failed = true

@@ -543,7 +543,7 @@ func (d *dumb) judge(k int, h *Host, due map[haven.HostID]bool) dumbVerdict {
 	out.fresh = true
 	st.story = append(st.story, dumbMoment{
 		now: r.now, raw: out.verdict, newLife: newLife, boot: h.Boot, idle: disk == haven.No, suspect: st.suspect,
-		keeps: st.suspect && d.trust[k] && h.Configured && !h.Proved,
+		keeps: st.suspect && d.trust[k] && h.Configured && !h.Proved && agent != haven.Yes && helper != haven.Yes && disk != haven.Yes,
 	})
 	if out.verdict != haven.VerdictFailed && st.standsFailed() {
 		out.verdict, out.fresh = haven.VerdictFailed, false
@@ -617,6 +617,24 @@ type situation struct {
 	due                      map[haven.HostID]bool
 }
 
+// provedSince walks back to the first of the steps in a row that knew the proof.
+func (d *dumb) provedSince(k int, h *Host) time.Duration {
+	since := d.hist[k].now
+	for i := k - 1; i >= d.hosts[h.ID].first; i-- {
+		var before *Host
+		for n := range d.hist[i].in.Hosts {
+			if e := &d.hist[i].in.Hosts[n]; e.ID == h.ID {
+				before = e
+			}
+		}
+		if before == nil || !before.Proved || before.Boot != h.Boot {
+			break
+		}
+		since = d.hist[i].now
+	}
+	return since
+}
+
 // verdict goes down the table.
 func (d *dumb) verdict(k int, h *Host, s situation) haven.Verdict {
 	r, st, c := d.hist[k], d.hosts[h.ID], d.cfg
@@ -626,9 +644,14 @@ func (d *dumb) verdict(k int, h *Host, s situation) haven.Verdict {
 	}
 	if h.Proved {
 		same := h.ID == r.in.Self.Host || h.Report.Heard && r.now-min(h.Report.At, r.now) <= c.SuspectAfter
-		same = same && h.Report.Heard && h.Report.Boot == h.Boot
+		over := d.provedSince(k, h) + 2*c.BeatInterval
+		at := min(h.Report.At, r.now)
+		if h.ID == r.in.Self.Host {
+			at = r.now
+		}
+		same = same && h.Report.Heard && h.Report.Boot == h.Boot && at > over
 		for _, b := range h.Beats {
-			same = same || !b.Absent && b.Moving == haven.Yes && d.fresh(k, b.ReadAt) && b.Boot != "" && b.Boot == h.Boot
+			same = same || !b.Absent && b.Moving == haven.Yes && d.fresh(k, b.ReadAt) && b.ChangedAt > over && b.Boot != "" && b.Boot == h.Boot
 		}
 		if !same {
 			return haven.VerdictDead

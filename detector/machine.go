@@ -53,6 +53,7 @@ type hostState struct {
 	life     moment        // … on any path
 	boot     haven.BootID  // the newest that registered
 	bootAt   moment        // when that was seen, if another one was known before
+	provedAt moment        // since when the ledger has held a proof of this boot's end
 	expected bool          // its direct words were due at the last Step
 	due      time.Duration // since when they are
 	alive    moment        // since when its agent has lived on the network without a break
@@ -126,6 +127,12 @@ func (m *Machine) judge(v *view, h *Host, j *Judgement) {
 	*s = sight{view: v, h: h, st: st}
 	s.look()
 	newLife := s.remember()
+	if !h.Proved || st.boot != h.Boot {
+		st.provedAt = moment{}
+	}
+	if h.Proved && !st.provedAt.ok {
+		st.provedAt = moment{true, s.now}
+	}
 	if st.boot != h.Boot {
 		if st.boot != "" {
 			st.bootAt = moment{true, s.now}

@@ -40,6 +40,7 @@ type HostSnapshot struct {
 	Life           *time.Duration    `json:"life,omitempty"`
 	Boot           haven.BootID      `json:"boot,omitempty"`
 	BootAt         *time.Duration    `json:"boot_at,omitempty"`
+	ProvedAt       *time.Duration    `json:"proved_at,omitempty"`
 	Expected       bool              `json:"expected,omitempty"`
 	Due            time.Duration     `json:"due,omitempty"`
 	Alive          *time.Duration    `json:"alive,omitempty"`
@@ -73,7 +74,7 @@ func (m *Machine) Snapshot() Snapshot {
 	for id, st := range m.hosts {
 		h := HostSnapshot{
 			Host: id, Writer: st.writer, First: st.since0,
-			Net: st.net.copied(), Helper: st.helper.copied(), Life: st.life.copied(), Boot: st.boot, BootAt: st.bootAt.copied(),
+			Net: st.net.copied(), Helper: st.helper.copied(), Life: st.life.copied(), Boot: st.boot, BootAt: st.bootAt.copied(), ProvedAt: st.provedAt.copied(),
 			Expected: st.expected, Due: st.due, Alive: st.alive.copied(), Suspected: st.suspected, SuspectedSince: st.suspectedSince,
 			Rounds: st.rounds, RoundStart: st.roundStart, Left: st.left, LeftAt: st.leftAt, Verdict: st.verdict, Since: st.since,
 			Hold: st.hold, Failed: st.failed, Wrote: st.wrote, Quarantine: st.quarantine, Calm: st.calm.copied(), Fallen: st.fallen, Probed: st.probed.copied(), Read: st.read.copied(), OffAt: st.offAt.copied(),
@@ -101,7 +102,7 @@ func Restore(cfg Config, s Snapshot) (*Machine, error) {
 	for _, h := range s.Hosts {
 		st := &hostState{
 			writer: h.Writer, since0: h.First,
-			net: momentOf(h.Net), helper: momentOf(h.Helper), life: momentOf(h.Life), boot: h.Boot, bootAt: momentOf(h.BootAt),
+			net: momentOf(h.Net), helper: momentOf(h.Helper), life: momentOf(h.Life), boot: h.Boot, bootAt: momentOf(h.BootAt), provedAt: momentOf(h.ProvedAt),
 			expected: h.Expected, due: h.Due, alive: momentOf(h.Alive), suspected: h.Suspected, suspectedSince: h.SuspectedSince,
 			rounds: h.Rounds, roundStart: h.RoundStart, left: h.Left, leftAt: h.LeftAt, verdict: h.Verdict, since: h.Since,
 			hold: h.Hold, failed: h.Failed, wrote: h.Wrote, quarantine: h.Quarantine, calm: momentOf(h.Calm), fallen: max(0, h.Fallen), probed: momentOf(h.Probed), read: momentOf(h.Read), offAt: momentOf(h.OffAt),

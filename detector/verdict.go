@@ -57,13 +57,15 @@ func (s *sight) conclude(j *Judgement) {
 
 // provedStands deals with a host whose newest boot the ledger holds for over.
 // Signs of life of a boot that has not registered do not touch that proof;
-// those of the same boot contradict it.
+// those of the same boot contradict it, if they are younger than the proof. A
+// beat moves for a while after the last write, and what was on its way when the
+// proof was made may arrive up to two intervals later.
 func (s *sight) provedStands(j *Judgement) bool {
-	h := s.h
-	same := s.reportFresh && h.Report.Heard && h.Report.Boot == h.Boot
+	h, over := s.h, s.st.provedAt.at+2*s.cfg.BeatInterval
+	same := s.reportFresh && h.Report.Heard && h.Report.Boot == h.Boot && s.reportAt() > over
 	for i := range h.Beats {
 		b := &h.Beats[i]
-		same = same || !b.Absent && b.Moving == haven.Yes && s.recent(b.ReadAt) && b.Boot != "" && b.Boot == h.Boot
+		same = same || !b.Absent && b.Moving == haven.Yes && s.recent(b.ReadAt) && b.ChangedAt > over && b.Boot != "" && b.Boot == h.Boot
 	}
 	if same {
 		j.Hold = newHold(haven.HoldContradiction, "the ledger holds a proof that this boot is over, and it shows signs of life", "", "it shows none any more, or a newer boot registers")
