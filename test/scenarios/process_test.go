@@ -35,7 +35,10 @@ func TestProcessTroubles(t *testing.T) {
 		v := tr.victim()
 		guests := tr.on(v)
 		tr.ok(v.Pause(tr.t.Context(), "libvirtd"))
-		tr.leftAlone(watched+10*time.Second, g.guests...)
+		ask(tr.site, time.Minute, "/v1/vms", "guests of which nothing is known", func(vms []client.VM) bool {
+			return slices.ContainsFunc(vms, func(vm client.VM) bool { return vm.Name == guests[0].Name && vm.State == haven.VMUnknown })
+		})
+		tr.leftAlone(watched, g.guests...)
 		tr.alwaysHealthy()
 		tr.ok(v.Resume(tr.t.Context(), "libvirtd"))
 		tr.protected(v, guests...)

@@ -3,10 +3,12 @@
 package scenarios
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/test/lab"
 )
 
@@ -56,6 +58,11 @@ response:
 		tr.ok(v.Storage(tr.t.Context(), lab.StorageHang))
 		tr.verdict(60*time.Second, v, haven.VerdictStorageLost)
 		tr.watch.excuseGuests(lost) // they may end when the storage comes back
+		ask(tr.site, time.Minute, "/v1/vms", "guests that are held", func(vms []client.VM) bool {
+			return slices.ContainsFunc(vms, func(vm client.VM) bool {
+				return vm.Hold.Reason == haven.HoldStoppedRunning && slices.ContainsFunc(lost, func(x *lab.Guest) bool { return x.Name == vm.Name })
+			})
+		})
 		tr.leftAlone(watched)
 		for _, x := range lost {
 			j, err := x.Journal()

@@ -103,7 +103,7 @@ func TestKernelHang(t *testing.T) {
 
 // watched is how long a fault that must lead to nothing is looked at: longer
 // than every time after which Haven would act on a dead host.
-const watched = 25 * time.Second
+const watched = 20 * time.Second
 
 // untouched checks that for a while no BMC gets a command, no VM stops writing
 // and none is started anywhere (P4).
