@@ -98,10 +98,10 @@ func (c chassis) on(ctx context.Context) (*daemon, error) {
 		return nil, err
 	}
 	defer unlock()
-	return c.onLocked()
+	return c.onLocked(ctx)
 }
 
-func (c chassis) onLocked() (*daemon, error) {
+func (c chassis) onLocked(ctx context.Context) (*daemon, error) {
 	if on, err := c.power(); on || err != nil {
 		return nil, err
 	}
@@ -110,6 +110,9 @@ func (c chassis) onLocked() (*daemon, error) {
 		return nil, fmt.Errorf("power on %s: %w", c.host, err)
 	}
 	if err := setLinks(c.spec.netnsPath(c.host), true, networks()...); err != nil {
+		return nil, fmt.Errorf("power on %s: %w", c.host, err)
+	}
+	if err := c.spec.setGateway(ctx, c.host); err != nil {
 		return nil, fmt.Errorf("power on %s: %w", c.host, err)
 	}
 	h, err := c.spec.host(c.host)
@@ -157,7 +160,7 @@ func (c chassis) reset(ctx context.Context) (*daemon, error) {
 	if err := c.offLocked(ctx); err != nil {
 		return nil, err
 	}
-	return c.onLocked()
+	return c.onLocked(ctx)
 }
 
 // hang stops all that runs on the host and its wires.

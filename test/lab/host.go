@@ -82,7 +82,7 @@ func (h *Host) Hang(ctx context.Context) error {
 // Unhang lets a hung host go on as if nothing had been.
 func (h *Host) Unhang(ctx context.Context) error {
 	h.mark("unhung")
-	errs := []error{setLinks(h.netns(), true, networks()...), h.cgroup().thaw()}
+	errs := []error{setLinks(h.netns(), true, networks()...), h.lab.spec.setGateway(ctx, h.Name), h.cgroup().thaw()}
 	for _, network := range networks() {
 		errs = append(errs, h.lab.spec.waitLeg(ctx, h.Name, network))
 	}

@@ -32,6 +32,7 @@ func TestHostsAreMachines(t *testing.T) {
 			"ls /sys/class/net | xargs":              "lo mgmt oob stor",
 			"cat /proc/sys/kernel/random/boot_id":    must(h.BootID())(t),
 			"grep -c /mnt/h /proc/mounts || true":    "0",
+			"ip route show default | xargs":          "default via 10.77.0.254 dev mgmt",
 			"ps -e -o pid=,comm= | grep -c libvirtd": "1",
 			"virsh -q -c qemu:///system capabilities | sed -n 's|.*<uuid>\\(.*\\)</uuid>.*|\\1|p'": h.UUID,
 		} {
@@ -42,7 +43,7 @@ func TestHostsAreMachines(t *testing.T) {
 		}
 		boots[must(h.BootID())(t)] = true
 		for _, other := range l.Hosts() {
-			for _, address := range []string{other.Address, other.StorageAddress, other.BMCAddress, other.Name} {
+			for _, address := range []string{other.Address, other.StorageAddress, other.BMCAddress, other.Name, "10.77.0.254"} {
 				if !pings(t, h, address) {
 					t.Errorf("%s cannot ping %s", h.Name, address)
 				}
@@ -276,7 +277,7 @@ func TestKernelHang(t *testing.T) {
 		t.Error("a hung host runs a command")
 	}
 	ok(t, h1.Unhang(t.Context()))
-	if !pings(t, h2, h1.Address) || !writes(t, g) {
+	if !pings(t, h2, h1.Address) || !pings(t, h1, "10.77.0.254") || !writes(t, g) {
 		t.Error("a host that goes on does not live")
 	}
 	ok(t, h1.Hang(t.Context()))

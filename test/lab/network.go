@@ -29,6 +29,9 @@ const cutTable = `table bridge lab {
 // port is the switch's end of a host's leg on a network.
 func port(host, network string) string { return host + "-" + network }
 
+// seatAddress is the operator's seat on the management network.
+const seatAddress = "10.77.0.254"
+
 // buildNetwork makes all namespaces and wires.
 func (s *spec) buildNetwork(ctx context.Context) error {
 	var names, wires strings.Builder
@@ -92,7 +95,7 @@ func (s *spec) addressLegs(ctx context.Context) error {
 	}
 	const lo = "link set lo up\n"
 	errs := []error{ipBatch(ctx, s.netns(operatorNS),
-		lo+leg(mgmt, "10.77.0.254")+leg(oob, "10.78.0.254")+leg(stor, SeatStorageAddress))}
+		lo+leg(mgmt, seatAddress)+leg(oob, "10.78.0.254")+leg(stor, SeatStorageAddress))}
 	for _, h := range s.Hosts {
 		errs = append(errs,
 			ipBatch(ctx, s.netns(h.Name), lo+leg(mgmt, h.Address)+leg(oob, h.OOBAddress)+leg(stor, h.StorageAddress)),
@@ -137,6 +140,12 @@ func (s *spec) tuneNamespaces() error {
 // nft feeds commands to the switch.
 func (s *spec) nft(ctx context.Context, commands string) error {
 	return inNetns(s.netnsPath(switchNS), func() error { return feed(ctx, commands, "nft", "-f", "-") })
+}
+
+// setGateway gives a host its default route, to the operator's seat, which answers
+// pings. The kernel forgets it whenever the host's own end of the wire is down.
+func (s *spec) setGateway(ctx context.Context, host string) error {
+	return ipBatch(ctx, s.netns(host), "route replace default via "+seatAddress+" dev "+mgmt+"\n")
 }
 
 // waitLeg waits until a host's leg carries frames, if it is up at both ends.
