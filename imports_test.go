@@ -27,6 +27,9 @@ var ranks = map[string]int{
 
 	"internal/tlsmux": 2,
 
+	// Each way to notify is an adapter of its own.
+	"internal/notify/email": 2, "internal/notify/snmp": 2, "internal/notify/webhook": 2,
+
 	"cluster": 3, "detector": 3, "election": 3, "fencing": 3, "storagebeat": 3, "vmrestart": 3,
 	"internal/client": 3,
 
@@ -80,6 +83,7 @@ var owners = map[string][]string{
 	"github.com/ceph/go-ceph":                 {"storagebeat/rados"}, // with the tag ceph
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
 	"github.com/godbus/dbus/v5":               {"internal/logind"},
+	"github.com/gosnmp/gosnmp":                {"internal/notify/snmp"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},
 	// In tests anywhere; in other code only there.
