@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -492,8 +494,38 @@ func TestOutputIsSummed(t *testing.T) {
 	walk("Output", reflect.TypeFor[detector.Output]())
 }
 
-// FuzzReader guards P8 for the tool: no file makes it panic or grow.
-func FuzzReader(f *testing.F) {
+// TestReaderBounds guards P8 for the tool: a file of a kilobyte may not ask for a
+// judgement that takes minutes, nor for memory without end.
+func TestReaderBounds(t *testing.T) {
+	own, err := planOf(reflect.TypeFor[detector.Input]())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide := `{"leaves":[` + strings.Repeat(`{"name":"x","kind":"int"},`, 999) + `{"name":"y","kind":"int"}]}`
+	tests := []struct{ name, plan, step string }{
+		{"hosts times observers", string(quoted(own)), `{"at":1,"in":[0,0,1000,0,0,1000,0],"strings":["a"]}`},
+		{"hosts", string(quoted(own)), `{"at":1,"in":[0,0,0,0,0,2000,0],"strings":["a"]}`},
+		{"list", string(quoted(own)), `{"at":1,"in":[0,0,16385,0,0,0,0]}`},
+		{"numbers", `{"lists":[{"name":"Hosts","of":` + wide + `}]}`, `{"at":1,"in":[0,0,16384,0]}`},
+		{"marks", string(quoted(own)), `{"at":1,"strings":["a"],"in":[0,0,0,0,0,0,0],"out":[` + strings.Repeat(`{"host":"a"},`, 3000) + `{"host":"b"}]}`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			text := `{"haven_flight":{"format":1,"judge":` + string(quoted(detector.Normal())) + `,"input":` + tt.plan + "}}\n" + `{"block":{"first":1,"state":{}}}` + "\n" + tt.step + "\n"
+			r, err := NewReader(bytes.NewReader(packText(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum, err := Replay(r, nil, func(Round) error { return nil })
+			if err != nil || sum.Steps != 0 || !errors.Is(sum.Stopped, errHuge) && !errors.Is(sum.Stopped, errOrder) {
+				t.Errorf("%d steps, %v, stopped: %v", sum.Steps, err, sum.Stopped)
+			}
+		})
+	}
+}
+
+// fuzzed is a short recording for mutation: its head, and all that follows.
+func fuzzed(f *testing.F) (head, rest string) {
 	s, d := newStage(f, 14, 1), newMemDisk()
 	r := newRecorder(f, s, d)
 	w := &writer{r: r, disk: d, log: r.cfg.Log, files: map[string]*openFile{}}
@@ -502,19 +534,73 @@ func FuzzReader(f *testing.F) {
 	}
 	s.step(r.tape, nil)
 	end(r, w)
-	whole := text(f, d.read(f, file1))
-	head, rest, _ := strings.Cut(whole, "\n")
+	head, rest, _ = strings.Cut(text(f, d.read(f, file1)), "\n")
+	return head, rest
+}
+
+// FuzzReader guards P8 for the tool: no file makes it panic or grow.
+func FuzzReader(f *testing.F) {
+	head, rest := fuzzed(f)
 	f.Add(head, rest)
 	f.Add(head, `{"block":{"first":1,"state":{"hosts":[{"host":"a","fallen":-5}]}}}`+"\n"+`{"at":1,"in":[0,0,0,0,0,16384,16384]}`)
 	f.Add(`{"haven_flight":{"format":1,"input":{"lists":[{"name":"Hosts","of":{"lists":[{"name":"x","of":{}}]}}]}}}`, rest)
 	f.Fuzz(func(t *testing.T, head, rest string) {
-		data := packText(head + "\n" + rest)
-		r, err := NewReader(bytes.NewReader(data))
+		r, err := NewReader(bytes.NewReader(packText(head + "\n" + rest)))
 		if err != nil {
 			return
 		}
 		other := detector.Fast()
 		_, _ = Replay(r, &other, func(Round) error { return nil })
+	})
+}
+
+// FuzzEvidence: whatever numbers make evidence, the tape takes it down so that the
+// reader makes the same of it.
+func FuzzEvidence(f *testing.F) {
+	own, err := planOf(reflect.TypeFor[detector.Input]())
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, rest := fuzzed(f)
+	for l := range strings.Lines(rest) {
+		var step stepLine
+		if err := json.Unmarshal([]byte(l), &step); err != nil || step.In == nil {
+			continue
+		}
+		var data []byte
+		for _, x := range step.In {
+			data = binary.AppendVarint(data, x)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var in []int64
+		for len(data) > 0 && len(in) < 4096 {
+			x, n := binary.Varint(data)
+			if n <= 0 {
+				return
+			}
+			in, data = append(in, x), data[n:]
+		}
+		var prev *node
+		for r := (numbers{rest: in}); len(r.rest) > 0; {
+			r.nodes, r.cells = 1<<17, 1<<21 // smaller bounds, for speed
+			cur, err := own.apply(prev, &r)
+			if err != nil {
+				return
+			}
+			var again []int64
+			if err := json.Unmarshal(append(own.diff(prev, &cur, []byte{'['}), ']'), &again); err != nil {
+				t.Fatal(err)
+			}
+			back := numbers{rest: again}
+			if got, err := own.apply(prev, &back); err != nil || len(back.rest) > 0 || !same(&got, &cur) {
+				t.Fatalf("%v: evidence does not come back as it was", err)
+			}
+			var v detector.Input
+			_ = own.build(&cur, reflect.ValueOf(&v).Elem(), []string{"a", "b"})
+			prev = &cur
+		}
 	})
 }
 

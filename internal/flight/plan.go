@@ -337,12 +337,24 @@ func number(out []byte, x int64) []byte {
 const (
 	maxList  = 1 << 14
 	maxNodes = 1 << 18
+	maxCells = 1 << 22 // numbers and lists in all nodes
 )
 
 // numbers are read one by one.
 type numbers struct {
 	rest  []int64
 	nodes int
+	cells int
+}
+
+// count takes n more values of a plan, which may be of any width.
+func (r *numbers) count(n int, p *plan) error {
+	r.nodes += n
+	r.cells += n * (len(p.Leaves) + len(p.Lists))
+	if r.nodes > maxNodes || r.cells > maxCells {
+		return errHuge
+	}
+	return nil
 }
 
 var (
@@ -371,8 +383,8 @@ func (r *numbers) upTo(most int) (int, error) {
 
 // apply is the reverse of diff.
 func (p *plan) apply(old *node, r *numbers) (cur node, err error) {
-	if r.nodes++; r.nodes > maxNodes {
-		return cur, errHuge
+	if err := r.count(1, p); err != nil {
+		return cur, err
 	}
 	cur = node{vals: make([]int64, len(p.Leaves)), lists: make([][]node, len(p.Lists))}
 	if old != nil {
@@ -414,8 +426,8 @@ func (p *plan) applyList(old []node, r *numbers) ([]node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.nodes += n; r.nodes > maxNodes {
-		return nil, errHuge
+	if err := r.count(n, p); err != nil {
+		return nil, err
 	}
 	cur := make([]node, n)
 	for k := range cur {

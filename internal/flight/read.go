@@ -52,6 +52,7 @@ type Reader struct {
 	begun   bool
 	prev    *node
 	table   []string
+	text    int // octets in table
 	marks   map[string]mark
 }
 
@@ -59,6 +60,10 @@ type Reader struct {
 const (
 	maxLine  = 16 << 20
 	maxTable = 1 << 17
+	maxText  = 64 << 20 // octets in the table
+	maxHosts = 1024     // as many as the ledger has
+	// maxPairs bounds hosts times observers: the judge looks at each pair.
+	maxPairs = 1 << 17
 )
 
 // Event is one thing in a recording: exactly one of its parts.
@@ -103,7 +108,7 @@ func NewReader(from io.Reader) (*Reader, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNotRecording, err)
 	}
 	r := &Reader{lines: bufio.NewReaderSize(zip, 64<<10)}
-	text, err := r.text()
+	text, err := r.readLine()
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +144,8 @@ func NewReader(from io.Reader) (*Reader, error) {
 
 func (r *Reader) fault(err error) error { return &LineError{r.line, err} }
 
-// text reads the next line.
-func (r *Reader) text() ([]byte, error) {
+// readLine reads the next line.
+func (r *Reader) readLine() ([]byte, error) {
 	var text []byte
 	r.line++
 	for {
@@ -166,7 +171,7 @@ func (r *Reader) text() ([]byte, error) {
 // where it ends too soon, and a LineError for a line that cannot be read, after
 // which nothing can be read.
 func (r *Reader) Next() (Event, error) {
-	text, err := r.text()
+	text, err := r.readLine()
 	if err != nil {
 		return Event{}, err
 	}
@@ -179,7 +184,7 @@ func (r *Reader) Next() (Event, error) {
 	case e.Block != nil:
 		ev.Block = &Start{e.Block.First, e.Block.State}
 		r.next, r.wall, r.begun, r.inBlock = e.Block.First, e.Block.Wall, false, true
-		r.prev, r.table, r.marks = nil, nil, map[string]mark{}
+		r.prev, r.table, r.text, r.marks = nil, nil, 0, map[string]mark{}
 	case e.Gap != nil, e.Lost != nil, e.End != nil:
 	case !r.inBlock:
 		return Event{}, r.fault(errors.New("a step before the first block"))
@@ -192,7 +197,10 @@ func (r *Reader) Next() (Event, error) {
 }
 
 func (r *Reader) step(l *stepLine) (*Step, error) {
-	if len(r.table)+len(l.Strings) > maxTable {
+	for _, s := range l.Strings {
+		r.text += len(s)
+	}
+	if len(r.table)+len(l.Strings) > maxTable || r.text > maxText {
 		return nil, errHuge
 	}
 	r.table = append(r.table, l.Strings...)
@@ -208,6 +216,9 @@ func (r *Reader) step(l *stepLine) (*Step, error) {
 	s := &Step{N: r.next, At: l.At, sum: l.Sum, marks: r.marks}
 	if err := r.Header.Input.build(&cur, reflect.ValueOf(&s.Input).Elem(), r.table); err != nil {
 		return nil, err
+	}
+	if n := len(s.Input.Hosts); n > maxHosts || n*len(s.Input.Observers) > maxPairs || len(r.marks)+len(l.Out) > 2*maxHosts {
+		return nil, errHuge
 	}
 	for _, m := range l.Out {
 		r.marks[string(m.Host)] = m
