@@ -309,6 +309,11 @@ func (a *Agent) hostView(now time.Time, h detector.Judgement, rep *heard) recove
 	}
 	if rep != nil {
 		v.Inventory, v.Load, v.Refuses, v.Orders, v.Released = rep.inventory, rep.Load, rep.Refuses, rep.Orders, rep.Released
+		for _, store := range rep.Observer.Stores {
+			if store.Hung {
+				v.Hung = store.Store
+			}
+		}
 		if rep.Leaving != haven.LeaveNone {
 			v.Leave = rep.Leaving
 		}

@@ -89,6 +89,9 @@ type HostView struct {
 	Orders  []haven.OrderReport
 	// Released are the VMs that its agent stopped for a configured response.
 	Released []haven.VMID
+	// Hung names a store of which an operation does not come back on the host. While
+	// there is one, that a VM's process is gone does not prove that the VM is.
+	Hung string
 	// Quarantine says why it is given no VMs although it is healthy; empty when
 	// it may be given some.
 	Quarantine string

@@ -267,6 +267,8 @@ var deeds = map[string]deed{
 	}),
 	// stops HOST stuck|forget is what becomes of stops there.
 	"stops": hostDeed(func(_ *world, h *host, f []string) { h.onStop = f[2] }),
+	// hangs HOST [STORE] is a store of which an operation does not come back there.
+	"hangs": hostDeed(func(_ *world, h *host, f []string) { h.hung = f[2] }),
 	// releases HOST: it stopped its VMs, and its beat says so. The list is of now.
 	"releases": hostDeed(func(w *world, h *host, f []string) {
 		h.beat = &BeatList{Complete: f[2] != "incomplete", Boot: h.boot, Since: w.now, Releasing: true}

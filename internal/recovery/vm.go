@@ -172,9 +172,16 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 	case !listed:
 		m.propose(ledger.ForgetVM{VM: vm.ID, Epoch: vm.Epoch})
 		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was undefined by its user and is not protected any more"})
-	case stoppedByUser(info) && m.wasReleased(s, vm, view):
-		// The process is gone by its host's own word; on storage that hangs that
-		// word is not enough, and the answer to a stop is waited for.
+	case stoppedByUser(info) && !m.wasReleased(s, vm, view):
+		m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredStopped})
+		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})
+	case view.Hung != "":
+		// That its process is gone proves nothing on storage that hangs, whatever
+		// the verdict is at this moment (P1).
+		m.holdVM(vm, mayWrite(view.Hung))
+	case stoppedByUser(info):
+		// The process is gone by its host's own word; while the storage is lost the
+		// answer to a stop is waited for.
 		if view.Verdict == haven.VerdictStorageLost {
 			m.holdVM(vm, unproved("its host's storage is lost"))
 			return
@@ -182,14 +189,17 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, By: ledger.FreedByStop, At: m.now, Detail: "it was stopped by a response on its host"})
 		m.notice(Notice{Kind: "vm-released", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by a response on its host, as configured"})
 		m.wake(time.Millisecond)
-	case stoppedByUser(info):
-		m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredStopped})
-		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})
 	default:
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: info.Reason})
 		m.notice(Notice{Kind: "vm-ended", Alarm: true, Host: vm.Owner, VM: vm.ID, Text: vm.Name + " ended by itself (" + info.Reason + ")"})
 		m.wake(time.Millisecond)
 	}
+}
+
+// mayWrite is the hold of a VM that ended on a host with a store that hangs.
+func mayWrite(store string) haven.Hold {
+	return haven.Hold{Reason: haven.HoldStoppedRunning, Detail: fmt.Sprintf(
+		"its process is gone from its host, but store %s hangs there: a write of it may still be under way; it goes on when the store answers again; when the host is off, say so: haven fence confirm", store)}
 }
 
 // nowhere says whether every host says that it does not have a VM which its owner
@@ -242,6 +252,10 @@ func (m *Machine) moved(s *ledger.State, vm *ledger.VM) {
 			return
 		}
 		if m.holdHidden(s, vm) {
+			return
+		}
+		if hung := m.in.Hosts[vm.Owner].Hung; hung != "" {
+			m.holdVM(vm, mayWrite(hung))
 			return
 		}
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: "lost in migration: no host has it"})

@@ -86,8 +86,10 @@ type host struct {
 	old      *HostView // the report that counts, when it is not the present one
 	// quarantine is what the detector says; onStop what becomes of a stop: "" ends
 	// the VM, stuck leaves its process in the kernel, forget ends it and the answer
-	// is lost.
+	// is lost. hung is a store of which an operation does not come back there: a
+	// process that is gone may still have a write under way.
 	quarantine, onStop string
+	hung               string
 	released           map[haven.VMID]bool
 }
 
@@ -199,6 +201,9 @@ func (w *world) checkCommand(c ledger.Command) {
 	case ledger.FreeVM:
 		if h := w.hosts[c.Host]; h.on && h.boot == c.Boot && h.vms[c.VM].State.Present() && h.vms[c.VM].State != "" {
 			w.violation("P1: %s was freed (%s) while it is %q on %s", w.names[c.VM], c.By, h.vms[c.VM].State, h.id)
+		}
+		if h := w.hosts[c.Host]; h.on && h.boot == c.Boot && h.hung != "" {
+			w.violation("P1: %s was freed (%s) while a write of it may be under way: store %s hangs on %s", w.names[c.VM], c.By, h.hung, h.id)
 		}
 	case ledger.BeginFence:
 		if w.state.Hosts[w.state.Incidents[c.ID].Host].Maintenance != nil || w.state.Disarm != nil {
@@ -349,7 +354,7 @@ func (w *world) view(h *host) (v HostView) {
 		return v
 	}
 	v.Inventory, v.Refuses, v.Quarantine = w.inventory(h), h.refuses, h.quarantine
-	v.Released = slices.Sorted(maps.Keys(h.released))
+	v.Released, v.Hung = slices.Sorted(maps.Keys(h.released)), h.hung
 	defer func() {
 		if h.old != nil {
 			v.Inventory, v.Load = h.old.Inventory, h.old.Load
@@ -540,6 +545,10 @@ func (w *world) stop(a Stop, end func(Done)) {
 	}
 	if h.onStop == "forget" {
 		end(Done{Err: haven.ErrUnavailable})
+		return
+	}
+	if h.hung != "" {
+		end(Done{Gone: haven.Unknown, Detail: "its process is gone, but store " + h.hung + " hangs"})
 		return
 	}
 	end(Done{Gone: haven.Yes, Detail: "shut off, and no process of it"})
