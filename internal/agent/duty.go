@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -458,31 +457,6 @@ func (a *Agent) performFetch(ctx context.Context, act recovery.Fetch, d *recover
 	d.Definition, d.Err = ledger.Pack(answer.XML)
 }
 
-// performFence takes a host's ladder, level by level: all devices of a level
-// must prove the host off.
-func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence, d *recovery.Done) {
-	ladder := a.d.Fences[act.Host]
-	if len(ladder) == 0 {
-		d.Err = errors.New("no fence device is configured")
-		return
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	a.owned.Go(func() { a.untilProved(ctx, act); cancel() })
-	permit := func(ctx context.Context) error { return a.mayFence(ctx, m, act) }
-	for _, level := range ladder {
-		proof, detail, err := a.fenceLevel(ctx, act, level, permit)
-		d.Detail, d.Err = detail, err
-		if proof != nil {
-			d.Proof, d.Err = proof, nil
-			return
-		}
-		if errors.Is(err, fencing.ErrNotPermitted) || ctx.Err() != nil {
-			return
-		}
-	}
-}
-
 // untilProved returns when the context ends, or when there is nothing more to be
 // proved: another proof came first, such as an operator's word or a new boot.
 func (a *Agent) untilProved(ctx context.Context, act recovery.Fence) {
@@ -502,28 +476,6 @@ func (a *Agent) untilProved(ctx context.Context, act recovery.Fence) {
 		case <-changed:
 		}
 	}
-}
-
-func (a *Agent) fenceLevel(ctx context.Context, act recovery.Fence, level []FenceDevice, permit fencing.Permit) (*haven.Proof, string, error) {
-	var detail strings.Builder
-	for _, dev := range level {
-		outcome, err := fencing.Execute(ctx, a.power.gate.Fence(dev.Key, dev.Driver), a.fencePolicy(dev), permit, a.log.With("host", act.Host, "device", dev.Name))
-		if err != nil {
-			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), err
-		}
-		if !outcome.Proved {
-			return nil, fmt.Sprintf("%s: %s", dev.Name, outcome), outcome.Err
-		}
-		a.power.take(act.Host, dev.Key, outcome.First)
-		a.power.take(act.Host, dev.Key, outcome.Last)
-		if ok, why := a.power.trusted(dev.Key, outcome.First, a.ledgerDistrust(act.Host)); !ok {
-			return nil, fmt.Sprintf("%s says off, but it is not trusted: %s", dev.Name, why), nil
-		}
-		fmt.Fprintf(&detail, "%s: %s; ", dev.Name, outcome)
-	}
-	return &haven.Proof{
-		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: detail.String(),
-	}, detail.String(), nil
 }
 
 // fencePolicy is the default one within the configured bound.

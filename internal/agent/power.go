@@ -26,6 +26,7 @@ type power struct {
 	boots    map[haven.HostID]boot // that readings are about
 	cleared  map[haven.HostID]uint64
 	lived    map[haven.HostID]time.Time // its last sign of life that was told
+	mates    map[string][]string        // the other devices of a device's level, by key
 }
 
 // boot is a host's present boot and since when this agent has known of it; the
@@ -51,7 +52,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 	p := &power{
 		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
 		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
-		boots: map[haven.HostID]boot{}, cleared: map[haven.HostID]uint64{}, lived: map[haven.HostID]time.Time{},
+		boots: map[haven.HostID]boot{}, cleared: map[haven.HostID]uint64{}, lived: map[haven.HostID]time.Time{}, mates: levelMates(fences),
 	}
 	var stations []fencing.Station
 	for host, ladder := range fences {
@@ -108,12 +109,14 @@ func (p *power) take(host haven.HostID, key string, r fencing.Reading) {
 		return // see booted
 	}
 	p.session++
-	if t := p.trust[key]; t != nil {
-		t.Read(r)
-	}
-	p.readings[host] = append(p.readings[host], reading{r, key, p.session})
+	own := reading{r, key, p.session}
+	p.readings[host] = append(p.readings[host], own)
 	if over := len(p.readings[host]) - maxReadings; over > 0 {
 		p.readings[host] = slices.Clone(p.readings[host][over:])
+	}
+	// One power supply of two that is off, while the host lives, is no lie.
+	if t := p.trust[key]; t != nil && (r.State != haven.PowerOff || p.missingMate(p.readings[host], own) == "") {
+		t.Read(r)
 	}
 }
 
@@ -219,6 +222,9 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger 
 			first = r.Reading
 		}
 		d.Trusted, d.Why = p.trusted(r.device, first, ledger.Distrust)
+		if d.Trusted && off && len(p.mates[r.device]) > 0 {
+			d.Trusted, d.Why = p.withMates(all, r, ledger.Distrust)
+		}
 		if ledger.GUID != "" && r.GUID != "" {
 			d.GUID = haven.TriOf(string(r.GUID) == ledger.GUID)
 		}
