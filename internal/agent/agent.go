@@ -22,6 +22,7 @@ import (
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/numbers"
 	"github.com/haven-ha/haven/internal/tlsmux"
 	"github.com/haven-ha/haven/storagebeat"
 	"github.com/haven-ha/haven/vmrestart"
@@ -109,7 +110,7 @@ func New(d Deps) (a *Agent, err error) {
 	// A list may be as old as a list in a beat may be: the agent's two seconds, the
 	// helper's two intervals.
 	a.lists = newBeatLists(max(inventoryFresh, 2*d.Config.Heartbeat.Interval))
-	if a.detector, err = detector.New(detectorConfig(d.Config)); err != nil {
+	if a.detector, err = detector.New(numbers.Of(d.Config)); err != nil {
 		return nil, fmt.Errorf("set up judgement: %w", err)
 	}
 	if err = a.openRecorder(); err != nil {
@@ -487,10 +488,14 @@ func (a *Agent) snapshots() []storagebeat.Snapshot {
 // beat is what this agent writes to the stores.
 func (a *Agent) beat() storagebeat.Beat {
 	vms, whole := a.watch.running()
+	releasing := a.releasing.Load()
+	if releasing && a.hungStore() != "" {
+		whole = false // A VM that is not in the list may have a write under way (P1).
+	}
 	master, _ := a.master()
 	return storagebeat.Beat{
 		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
-		Isolated: a.saysIsolated(), Releasing: a.releasing.Load(), Left: a.leaving(), VMs: vms, Complete: whole,
+		Isolated: a.saysIsolated(), Releasing: releasing, Left: a.leaving(), VMs: vms, Complete: whole,
 	}
 }
 

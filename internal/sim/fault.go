@@ -143,6 +143,13 @@ func (c *Cluster) Store(h *Host, f StoreFault) {
 	}
 }
 
+// FirstStore breaks a machine's way to the first store, on which the VMs' disks
+// are, or mends it.
+func (c *Cluster) FirstStore(h *Host, f StoreFault) {
+	c.tell(f != "", h, fmt.Sprintf("its way to the first store %s", f))
+	c.stores[0].set(h.ID, f)
+}
+
 // AllStores breaks every machine's way to all stores, or mends it.
 func (c *Cluster) AllStores(f StoreFault) {
 	for _, h := range c.hosts {

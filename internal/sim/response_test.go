@@ -94,6 +94,16 @@ func TestResponses(t *testing.T) {
 			c.Recovered(time.Minute, h.N())
 			once(c, 2, h.N())
 		}}},
+		{"isolation, and the store of the disks hangs: a write may be under way", sim.Scenario{VMs: 3, Stores: 2, Config: configured(powerOff), Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			c.Isolate(h, true)
+			c.FirstStore(h, sim.StoreHangs)
+			c.Sleep(2 * time.Minute)
+			once(c, 1, h.N()) // P1
+			c.FirstStore(h, "")
+			c.Recovered(time.Minute, h.N())
+			once(c, 2, h.N())
+		}}},
 		{"storage of one fails, report", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
 			h := c.Slave()
 			c.Store(h, sim.StoreFails)
