@@ -10,6 +10,7 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/numbers"
 )
 
 // openRecorder makes the flight recorder, if there is to be one. Nothing is read
@@ -21,7 +22,7 @@ func (a *Agent) openRecorder() (err error) {
 	}
 	a.recorder, err = flight.NewRecorder(flight.Config{
 		Disk: a.d.Recordings, Keep: rc.Keep, MaxBytes: int64(rc.MaxMiB) << 20,
-		Cluster: a.cfg.Cluster, Host: a.d.Host, Version: a.d.Version, Judge: detectorConfig(a.cfg), Log: a.log,
+		Cluster: a.cfg.Cluster, Host: a.d.Host, Version: a.d.Version, Judge: numbers.Of(a.cfg), Log: a.log,
 	})
 	if err != nil {
 		return fmt.Errorf("set up flight recorder: %w", err)

@@ -318,12 +318,24 @@ func (a *Agent) mayStop(from haven.HostID, q client.StopRequest) error {
 	case a.ordered(q.VM):
 		return no("an order for the VM is at work")
 	}
-	for _, snap := range a.snapshots() {
-		if snap.Health.OwnReadBack == haven.Yes && snap.Health.HungFor == 0 {
-			return no("store %s works here", snap.Store)
-		}
+	if why := storageNotLost(a.snapshots()); why != "" {
+		return no("%s", why)
 	}
 	return a.executor.See(q.Term)
+}
+
+// storageNotLost says why this host does not hold its storage for lost; nothing
+// when it knows of every store that no beat of it arrives there (P5).
+func storageNotLost(snaps []storagebeat.Snapshot) string {
+	if len(snaps) == 0 {
+		return "no store is configured here"
+	}
+	for _, snap := range snaps {
+		if v := storeView(snap); v.OwnBack != haven.No && !v.Hung {
+			return fmt.Sprintf("of store %s it is not known here that it is lost: own beat read back: %s", snap.Store, v.OwnBack)
+		}
+	}
+	return ""
 }
 
 // performStop asks a host to stop a VM.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/storagebeat"
 )
 
 const (
@@ -209,6 +210,38 @@ func TestGoneAnswer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := goneAnswer(tt.inv, respVM1, tt.hung); got.Gone != tt.want || got.Detail == "" {
 				t.Errorf("%+v, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// P4, P5: a host stops VMs for lost storage only if it knows itself that every
+// store is lost. Not knowing is not enough.
+func TestStorageNotLost(t *testing.T) {
+	store := func(back, readable haven.Tri, hung time.Duration) storagebeat.Snapshot {
+		return storagebeat.Snapshot{Store: "nfs", Health: storagebeat.Health{OwnReadBack: back, Readable: readable, HungFor: hung}}
+	}
+	works, fails, hangs := store(haven.Yes, haven.Yes, 0), store(haven.Unknown, haven.No, 0), store(haven.Unknown, haven.Unknown, time.Minute)
+	still, unread := store(haven.No, haven.Yes, 0), store(haven.Unknown, haven.Unknown, 0)
+	tests := []struct {
+		name  string
+		snaps []storagebeat.Snapshot
+		lost  bool
+	}{
+		{"no store", nil, false},
+		{"it works", []storagebeat.Snapshot{works}, false},
+		{"it fails", []storagebeat.Snapshot{fails}, true},
+		{"it hangs", []storagebeat.Snapshot{hangs}, true},
+		{"own beat is not there", []storagebeat.Snapshot{still}, true},
+		{"not read yet", []storagebeat.Snapshot{unread}, false},
+		{"one fails, one works", []storagebeat.Snapshot{fails, works}, false},
+		{"one fails, of the other nothing is known", []storagebeat.Snapshot{fails, unread}, false},
+		{"one fails, one hangs", []storagebeat.Snapshot{fails, hangs}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if why := storageNotLost(tt.snaps); (why == "") != tt.lost {
+				t.Errorf("%q, want lost %t", why, tt.lost)
 			}
 		})
 	}

@@ -7,34 +7,12 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
-	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/vmrestart"
 )
-
-// detectorConfig takes the numbers of judgement from the configuration.
-func detectorConfig(c *config.Config) detector.Config {
-	d := c.Detection
-	var dc detector.Config
-	switch d.Profile {
-	case config.ProfileFast:
-		dc = detector.Fast()
-	case config.ProfileCalm:
-		dc = detector.Calm()
-	default:
-		dc = detector.Normal()
-	}
-	dc.SuspectAfter, dc.Silence, dc.Rounds, dc.Round = d.SuspectAfter, d.Silence, d.Rounds, d.RoundInterval
-	dc.BeatInterval, dc.StaleAfter = c.Heartbeat.Interval, c.Heartbeat.StaleAfter
-	dc.OffReadings, dc.OffGap = d.OffReadings, d.OffReadingGap
-	dc.ProbeCount, dc.StartupGrace, dc.MassFailureShare = d.ProbeCount, d.StartUpGrace, d.MassFailureShare
-	dc.HoldAlarm = c.Holds.AlarmAfter
-	dc.Stores, dc.FenceWithoutStore = len(c.Heartbeat.Stores), c.FenceWithoutStore
-	return dc
-}
 
 // Times of the recovery machine that nobody needs to configure.
 const (
