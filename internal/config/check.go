@@ -64,6 +64,7 @@ func (k *checker) relations() {
 	k.detection()
 	k.helper()
 	k.stores()
+	k.notify()
 	if len(k.c.Hosts) == 0 {
 		if k.given("hosts") {
 			k.wrong("is empty", "name at least one host, as NAME: {address: IP}", "hosts")

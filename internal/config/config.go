@@ -32,6 +32,7 @@ type Config struct {
 	Response          Response
 	Holds             Holds
 	Recorder          Recorder
+	Notify            Notify
 	Hosts             map[haven.HostID]Host
 
 	// Warnings are what is allowed and yet worth a second thought.

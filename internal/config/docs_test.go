@@ -67,9 +67,9 @@ func reference() string {
 				continue
 			}
 			at := join(path, f.name)
-			switch f.kind {
-			case "section":
-			case "list of stores":
+			switch {
+			case f.kind == "section":
+			case strings.HasPrefix(f.kind, "list of"):
 				at += "[]"
 			default:
 				at += ".NAME"

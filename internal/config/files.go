@@ -34,6 +34,7 @@ const (
 	privateKey                  // PEM; refused when others can use it
 	secretLine                  // a password on one line
 	secretLines                 // keys, one on each line
+	mailBody                    // a template
 )
 
 // fileUse is one named file.
@@ -51,6 +52,9 @@ func (f fileUse) check() (warning string, err error) {
 	case secretLines:
 		_, warning, err = LoadSecrets(f.path)
 		return warning, err
+	case mailBody:
+		_, err = LoadMailBody(f.path)
+		return "", err
 	case public, privateKey:
 	}
 	file, mode, err := openRegular(f.path)
@@ -86,6 +90,7 @@ func (c *Config) files() []fileUse {
 		add(c.Helper.KeyFile, privateKey, "helper.key_file")
 	}
 	add(c.Helper.PasswordFile, secretLine, "helper.password_file")
+	c.Notify.files(add)
 	for _, id := range c.Hypervisors() {
 		devices := c.Hosts[id].Fencing.Devices
 		for _, n := range sorted(devices) {

@@ -37,6 +37,7 @@ func (c *Config) keys(actions []haven.FenceAction) []field {
 		section("response", "What is done about a host that lives and is in trouble. By default nothing is: its VMs run on.", c.Response.keys()),
 		section("holds", "When what holds recovery back becomes an alarm.", c.Holds.keys()),
 		section("recorder", "The flight recorder: as master, the agent keeps what it saw and concluded around each incident, in data_dir/flight, for \"haven replay\".", c.Recorder.keys()),
+		section("notify", "Who is told of what happens. Only the master tells of the cluster; each agent tells of its own isolation. Passwords and keys stand in files, never here.", c.Notify.keys()),
 		must(table("hosts", "section of hosts", "All hosts of the cluster, by name. A host's name is its host name, unless the agent is started with another.", checkHostName, func(n string) ([]field, func()) { return c.hostKeys(n, actions) })),
 	}
 }

@@ -141,8 +141,8 @@ const (
 )
 
 // secretKey finds keys behind which a secret could stand by mistake, in some
-// spelling of password, secret, token, community or key.
-var secretKey = regexp.MustCompile(`(?i)[\w-]*(?:pas|pwd|pw|secret|token|community|private|key)[\w-]*["']?\s*:\s*`)
+// spelling of password, secret, token, community, key or URL.
+var secretKey = regexp.MustCompile(`(?i)[\w-]*(?:pas|pwd|pw|secret|token|community|private|key|url)[\w-]*["']?\s*:\s*`)
 
 // excerpt makes a line fit to be shown and logged. Behind a key that may mean a
 // secret only absolute paths and sections are shown; from anything else on the

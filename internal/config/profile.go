@@ -47,6 +47,7 @@ func Default(p Profile) *Config {
 
 		Recorder: Recorder{Keep: 50, MaxMiB: 64},
 		Hosts:    map[haven.HostID]Host{},
+		Notify:   defaultNotify(),
 	}
 	c.setTimes(p)
 	return c
