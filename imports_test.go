@@ -42,7 +42,8 @@ var ranks = map[string]int{
 	// The kinds of stores that a program is built with.
 	"internal/stores": 5,
 
-	"internal/flight": 4, // recordings of the judge
+	"internal/flight":  4, // recordings of the judge
+	"internal/numbers": 4, // the judge's, from the configuration
 
 	"internal/recovery": 5, "internal/helper": 5, "web": 5,
 	"internal/api":   6,
@@ -85,7 +86,7 @@ var owners = map[string][]string{
 	"github.com/godbus/dbus/v5":               {"internal/logind"},
 	"github.com/gosnmp/gosnmp":                {"internal/notify/snmp"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
-	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab"},
+	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab", "test/lab/labfs"},
 	// In tests anywhere; in other code only there.
 	"pgregory.net/rapid":                 {},
 	"github.com/anishathalye/porcupine":  {"internal/sim"},

@@ -15,6 +15,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/internal/flight"
+	"github.com/haven-ha/haven/internal/numbers"
 )
 
 // replayFlags are what a replay can be asked for.
@@ -36,8 +37,9 @@ before and after may have one, too.
 Without --set and --profile the outcome is held against what was recorded. Exit
 code 6 says that it is not the same, as when this tool is of another version
 than the agent. With them, a table shows when each verdict would have come. What
-neighbours and BMCs were asked, and when, is as it was recorded: a suspicion
-that would have come earlier finds answers only from when they were asked for.
+neighbours and BMCs were asked, and when, is as it was recorded, and so is what
+followed: the times of other settings are estimates. A suspicion that would have
+come earlier finds answers only from when they were asked for.
 
 With --output json each line is one document: the steps, then a summary.`,
 		Example: "  haven replay /var/lib/haven/flight/1122-045449-kvm-03.1.7.jsonl.gz\n" +
@@ -104,6 +106,7 @@ func (f *replayFlags) other(was detector.Config) (*detector.Config, error) {
 			return nil, err
 		}
 	}
+	numbers.Fit(&c)
 	if err := c.Validate(); err != nil {
 		return nil, usagef("these settings do not fit together: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}

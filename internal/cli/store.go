@@ -141,18 +141,19 @@ func (f *storeFlags) with(ctx context.Context, p place, cluster string, do func(
 func (a *app) storeInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init NAME|PATH", Short: "Make a shared directory, block device or Ceph pool a store", Args: cobra.ExactArgs(1),
-		Long: `Make a directory on shared storage, a shared block device or a Ceph pool a store:
-write its identity, without which no agent reads or writes there. Do it once,
-from any host, with the storage mounted. A directory is made if its parent
+		Long: `Make a directory on shared storage, a shared block device or a Ceph pool a
+store: write its identity, without which no agent reads or writes there. Do it
+once, from any host, with the storage mounted. A directory is made if its parent
 exists. A pool, POOL or POOL/NAMESPACE, is best configured first and named here
 by the store's name.
 
 What is there already is not given up unless it is named word for word. A store:
 --replace with the name of its cluster. A directory that holds something else:
 --replace with its path. A pool or namespace that holds other objects: --replace
-with POOL or POOL/NAMESPACE; they stay where they are. A device that holds anything but zeros where the store
-will be, or in its first or last MiB: --erase with DEVICE:CLUSTER, as both are
-given here; all that is on the device is lost then.
+with POOL or POOL/NAMESPACE; they stay where they are. A device that holds
+anything but zeros where the store will be, or in its first or last MiB: --erase
+with DEVICE:CLUSTER, as both are given here; all that is on the device is lost
+then.
 
 Of a store that is made anew agents conclude nothing until they have seen beats
 move on it again.`,

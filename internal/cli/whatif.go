@@ -13,31 +13,13 @@ import (
 	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/flight"
+	"github.com/haven-ha/haven/internal/numbers"
 )
-
-// settings are the keys of the configuration file that the judge knows, with where
-// their values go.
-func settings(c *detector.Config) map[string]any {
-	return map[string]any{
-		"detection.suspect_after":      &c.SuspectAfter,
-		"detection.silence":            &c.Silence,
-		"detection.rounds":             &c.Rounds,
-		"detection.round_interval":     &c.Round,
-		"detection.probe_count":        &c.ProbeCount,
-		"detection.off_readings":       &c.OffReadings,
-		"detection.off_reading_gap":    &c.OffGap,
-		"detection.start_up_grace":     &c.StartupGrace,
-		"detection.mass_failure_share": &c.MassFailureShare,
-		"heartbeat.interval":           &c.BeatInterval,
-		"heartbeat.stale_after":        &c.StaleAfter,
-		"fence_without_store":          &c.FenceWithoutStore,
-	}
-}
 
 // set takes one key=value of the command line.
 func set(c *detector.Config, arg string) error {
 	key, text, ok := strings.Cut(arg, "=")
-	known := settings(c)
+	known := numbers.Keys(c)
 	dst := known[key]
 	if !ok || dst == nil {
 		return usagef("--set %s: want KEY=VALUE; keys are %s", arg, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
@@ -59,33 +41,19 @@ func set(c *detector.Config, arg string) error {
 	return nil
 }
 
-// profiled is what the judge would have had with another profile. What says how
-// the cluster is built stays as it was.
+// profiled is what the judge would have had with another profile.
 func profiled(was detector.Config, name string) (detector.Config, error) {
-	p := config.Profile(name)
-	var c detector.Config
-	switch p {
-	case config.ProfileFast:
-		c = detector.Fast()
-	case config.ProfileCalm:
-		c = detector.Calm()
-	case config.ProfileNormal:
-		c = detector.Normal()
-	default:
-		return was, usagef("--profile %s: want fast, normal or calm", name)
+	switch p := config.Profile(name); p {
+	case config.ProfileFast, config.ProfileNormal, config.ProfileCalm:
+		return numbers.Profiled(was, p), nil
 	}
-	d := config.Default(p)
-	c.SuspectAfter, c.Silence, c.Rounds, c.Round = d.Detection.SuspectAfter, d.Detection.Silence, d.Detection.Rounds, d.Detection.RoundInterval
-	c.OffGap, c.StartupGrace = d.Detection.OffReadingGap, d.Detection.StartUpGrace
-	c.BeatInterval, c.StaleAfter = d.Heartbeat.Interval, d.Heartbeat.StaleAfter
-	c.Stores, c.FenceWithoutStore, c.ProbeCount, c.OffReadings, c.MassFailureShare = was.Stores, was.FenceWithoutStore, was.ProbeCount, was.OffReadings, was.MassFailureShare
-	return c, nil
+	return was, usagef("--profile %s: want fast, normal or calm", name)
 }
 
 // changedSettings says in words what is different.
 func changedSettings(was, is detector.Config) []string {
 	var out []string
-	a, b := settings(&was), settings(&is)
+	a, b := numbers.Keys(&was), numbers.Keys(&is)
 	for _, key := range slices.Sorted(maps.Keys(a)) {
 		if x, y := settingText(a[key]), settingText(b[key]); x != y {
 			out = append(out, fmt.Sprintf("%s %s instead of %s", key, y, x))

@@ -143,14 +143,24 @@ func (k *checker) detection() {
 		"2 × detection.report_interval: one lost report is nothing to look into",
 		2*d.ReportInterval, "detection.report_interval")
 	k.atLeast("detection.silence", d.Silence,
-		"heartbeat.stale_after: nobody fails whose beat could still come",
-		k.c.Heartbeat.StaleAfter, "heartbeat.stale_after")
+		"heartbeat.stale_after + heartbeat.interval: nobody fails whose beat could still come",
+		k.c.Heartbeat.StaleAfter+k.c.Heartbeat.Interval, "heartbeat.stale_after", "heartbeat.interval")
 	k.atLeast("detection.silence", d.Silence,
 		"detection.suspect_after + detection.probe_timeout: neighbours need time to answer",
 		d.SuspectAfter+d.ProbeTimeout, "detection.suspect_after", "detection.probe_timeout")
 	k.atLeast("detection.round_interval", d.RoundInterval,
 		"detection.probe_timeout: each round needs answers of its own",
 		d.ProbeTimeout, "detection.probe_timeout")
+	k.atLeast("detection.silence", d.Silence,
+		"detection.rounds × detection.round_interval: so many rounds need so long",
+		time.Duration(d.Rounds)*d.RoundInterval, "detection.rounds", "detection.round_interval")
+	k.atLeast("detection.mass_failure_calm", d.MassFailureCalm,
+		"detection.round_interval: one round at least must find it so", d.RoundInterval, "detection.round_interval")
+	k.atLeast("detection.flap_window", d.FlapWindow,
+		"detection.flap_count × detection.silence: so many falls take so long",
+		time.Duration(d.FlapCount)*d.Silence, "detection.flap_count", "detection.silence")
+	k.atLeast("detection.flap_calm", d.FlapCalm,
+		"detection.silence: the next fall is not seen before", d.Silence, "detection.silence")
 	for i, addr := range d.IsolationAddresses {
 		for _, id := range k.c.HostIDs() {
 			if k.c.Hosts[id].Address == addr {

@@ -114,6 +114,10 @@ type Detection struct {
 	OffReadingGap    time.Duration
 	StartUpGrace     time.Duration
 	MassFailureShare float64 // of the hypervisors, 0.05 to 1
+	MassFailureCalm  time.Duration
+	FlapCount        int
+	FlapWindow       time.Duration
+	FlapCalm         time.Duration
 	// IsolationAddresses are what an agent pings that sees nobody; none means the
 	// gateways of its default routes.
 	IsolationAddresses []netip.Addr

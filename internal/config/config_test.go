@@ -258,7 +258,7 @@ func TestPlainHelperPort(t *testing.T) {
 // compares what Parse says with the plain list of inequalities, written a
 // second time.
 func TestRelations(t *testing.T) {
-	var byBroken [11]int // how many draws broke so many rules
+	var byBroken [15]int // how many draws broke so many rules
 	rapid.Check(t, func(t *rapid.T) {
 		sections, v := map[string][]string{}, map[string]int{}
 		put := func(section, key string, ms int) int {
@@ -278,8 +278,14 @@ func TestRelations(t *testing.T) {
 		stale := near("heartbeat", "stale_after", 2*interval+ioTimeout, 1)
 		suspect := near("detection", "suspect_after", 2*draw("detection", "report_interval", 150, 1500), 1)
 		probe := draw("detection", "probe_timeout", 150, 3000)
-		near("detection", "round_interval", probe, 1)
-		near("detection", "silence", max(stale, suspect+probe), 1)
+		round := near("detection", "round_interval", probe, 1)
+		rounds := rapid.IntRange(1, 6).Draw(t, "rounds")
+		silence := near("detection", "silence", max(stale+interval, suspect+probe, rounds*round), 1)
+		near("detection", "mass_failure_calm", max(round, 1001), 1)
+		flaps := rapid.IntRange(1, 16).Draw(t, "flap_count")
+		near("detection", "flap_window", max(flaps*silence, 10001), 1)
+		near("detection", "flap_calm", max(silence, 1001), 1)
+		sections["detection"] = append(sections["detection"], fmt.Sprintf("rounds: %d, flap_count: %d", rounds, flaps))
 		raft := draw("raft", "heartbeat_timeout", 500, 3000)
 		near("raft", "election_timeout", raft, 1)
 		near("raft", "lease_timeout", raft, -1)
@@ -294,7 +300,11 @@ func TestRelations(t *testing.T) {
 		rules := []bool{
 			v[b+"stale_after"] >= v[b+"interval"]+v[b+"io_timeout"]+v[b+"interval"],
 			v[d+"suspect_after"] >= v[d+"report_interval"]+v[d+"report_interval"],
-			v[d+"silence"] >= v[b+"stale_after"],
+			v[d+"silence"] >= v[b+"stale_after"]+v[b+"interval"],
+			v[d+"silence"] >= rounds*v[d+"round_interval"],
+			v[d+"mass_failure_calm"] >= v[d+"round_interval"],
+			v[d+"flap_window"] >= flaps*v[d+"silence"],
+			v[d+"flap_calm"] >= v[d+"silence"],
 			v[d+"silence"] >= v[d+"suspect_after"]+v[d+"probe_timeout"],
 			v[d+"round_interval"] >= v[d+"probe_timeout"],
 			v[r+"election_timeout"] >= v[r+"heartbeat_timeout"],

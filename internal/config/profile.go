@@ -31,7 +31,8 @@ func Default(p Profile) *Config {
 		Libvirt: Libvirt{Socket: "/run/libvirt/libvirt-sock"},
 		Helper:  Helper{Port: helperPort},
 		Detection: Detection{
-			Profile: p, ProbeCount: 3, OffReadings: 2, MassFailureShare: 0.5,
+			Profile: p, ProbeCount: 3, OffReadings: 2, MassFailureShare: 0.5, MassFailureCalm: 10 * time.Second,
+			FlapCount: 3, FlapWindow: 10 * time.Minute, FlapCalm: 10 * time.Minute,
 			DiskIdle: diskIdle, DiskRepeats: 3,
 		},
 		Fencing: Fencing{
@@ -46,8 +47,8 @@ func Default(p Profile) *Config {
 		Response: defaultResponse(), Holds: Holds{AlarmAfter: time.Minute, RepeatEvery: 10 * time.Minute},
 
 		Recorder: Recorder{Keep: 50, MaxMiB: 64},
-		Hosts:    map[haven.HostID]Host{},
 		Notify:   defaultNotify(),
+		Hosts:    map[haven.HostID]Host{},
 	}
 	c.setTimes(p)
 	return c
@@ -91,7 +92,7 @@ func (c *Config) setTimes(p Profile) {
 		b.Interval, b.StaleAfter, b.IOTimeout = 2*s, 10*s, 5*s
 		d.ReportInterval, d.SuspectAfter, d.Silence = 1*s, 3*s, 20*s
 		d.Rounds, d.RoundInterval, d.ProbeTimeout = 5, 2*s, 2*s
-		d.OffReadingGap, d.StartUpGrace = 1*s, 5*time.Minute
+		d.OffReadingGap, d.StartUpGrace, d.MassFailureCalm = 1*s, 5*time.Minute, 30*s
 	case ProfileNormal:
 		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 1*s, 500*ms, 4, 200*ms
 		r.Heartbeat, r.Election, r.Lease, r.Commit = 1*s, 1*s, 1*s, 200*ms
