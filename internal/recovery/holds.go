@@ -171,7 +171,7 @@ func (m *Machine) watchHolds(s *ledger.State) {
 			memo = &heldFor{since: since}
 			m.held[key] = memo
 			if h.Of == HeldCluster {
-				m.notice(Notice{Kind: "brake-holds", Alarm: h.Hold.Reason != haven.HoldGrace, Text: h.Hold.Reason + ": " + h.Hold.Detail})
+				m.notice(Notice{Kind: "brake-holds", Alarm: h.Hold.Reason != haven.HoldGrace, About: begun(h.Hold.Reason, memo.since), Text: h.Hold.Reason + ": " + h.Hold.Detail})
 			}
 		}
 		memo.held = h
@@ -193,9 +193,15 @@ func compareKeys(a, b holdKey) int {
 func (m *Machine) holdOver(memo *heldFor) {
 	h := memo.held
 	m.notice(Notice{
-		Kind: "hold-over", Host: h.Host, VM: vmOf(h), Incident: incidentOf(h),
+		Kind: "hold-over", Host: h.Host, VM: vmOf(h), Incident: incidentOf(h), About: begun(h.Hold.Reason, memo.since),
 		Text: fmt.Sprintf("%sno longer held, %s: after %s", called(h), h.Hold.Reason, m.now.Sub(memo.since).Round(time.Second)),
 	})
+}
+
+// begun names a hold and the minute in which it began: when it comes again it is
+// another one.
+func begun(reason string, since time.Time) string {
+	return strings.TrimPrefix(reason+"/"+since.UTC().Format("20060102T1504Z"), "/")
 }
 
 func vmOf(h Held) haven.VMID {
@@ -240,7 +246,7 @@ func (m *Machine) alarmHolds() {
 			memo.alarmed = m.now
 			h := memo.held
 			m.notice(Notice{
-				Kind: "hold-lasts", Alarm: true, Host: h.Host, Incident: incidentOf(h),
+				Kind: "hold-lasts", Alarm: true, Host: h.Host, Incident: incidentOf(h), About: begun(key.reason, memo.since),
 				Text: fmt.Sprintf("held for %s, %s: %s; released by %s", m.now.Sub(memo.since).Round(time.Second), key.reason, h.Hold.Detail, Releases(key.reason)),
 			})
 		}
@@ -267,7 +273,7 @@ func (m *Machine) alarmVMs(reason string, memos []*heldFor) {
 		more = fmt.Sprintf(" and %d more", len(memos)-len(names))
 	}
 	m.notice(Notice{
-		Kind: "hold-lasts", Alarm: true,
+		Kind: "hold-lasts", Alarm: true, About: "vms/" + reason,
 		Text: fmt.Sprintf("held VMs: %d, %s, the longest for %s: %s%s; released by %s",
 			len(memos), reason, m.now.Sub(longest).Round(time.Second), strings.Join(names, ", "), more, Releases(reason)),
 	})
@@ -289,9 +295,9 @@ func (m *Machine) watchDisarm(s *ledger.State) {
 	}
 	switch {
 	case pending != "" && m.finishing == "":
-		m.notice(Notice{Kind: "disarm-pending", Text: "disarmed by " + s.Disarm.By + "; pending: " + pending})
+		m.notice(Notice{Kind: "disarm-pending", About: begun("", s.Disarm.At), Text: "disarmed by " + s.Disarm.By + "; pending: " + pending})
 	case pending == "" && m.finishing != "" && s.Disarm != nil:
-		m.notice(Notice{Kind: "disarmed", Text: "what was under way is finished: nothing is fenced or started until 'haven arm'"})
+		m.notice(Notice{Kind: "disarmed", About: begun("", s.Disarm.At), Text: "what was under way is finished: nothing is fenced or started until 'haven arm'"})
 	}
 	m.finishing = pending
 }

@@ -132,7 +132,7 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 			ID: in.ID, Verdict: view.Verdict, Step: m.backTo(in, view),
 			Entry: m.entry(view.Evidence, "now %s: %s", view.Verdict, view.Explanation),
 		})
-		m.notice(Notice{Kind: "verdict-changed", Host: h.ID, Incident: in.ID, Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
+		m.notice(Notice{Kind: "verdict-changed", Host: h.ID, Incident: in.ID, About: string(view.Verdict), Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
 	}
 	m.judge(h, in, view)
 	m.respond(s, h, in, view)
@@ -212,7 +212,7 @@ func (m *Machine) hold(in *ledger.Incident, hold haven.Hold) {
 	note := ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "")}
 	if hold.Reason != "" {
 		note.Entry = m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)
-		m.notice(Notice{Kind: "held", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Reason + ": " + hold.Detail})
+		m.notice(Notice{Kind: "held", Alarm: true, Host: in.Host, Incident: in.ID, About: hold.Reason, Text: hold.Reason + ": " + hold.Detail})
 	}
 	m.propose(note)
 }

@@ -187,12 +187,15 @@ type Output struct {
 
 // Notice is something an operator should hear of.
 type Notice struct {
-	Kind     string // stable word, e.g. "incident-opened"
+	Kind     string // stable word, e.g. "incident-opened"; internal/notify lists them all
 	Alarm    bool   // needs attention, not only a note
 	Host     haven.HostID
 	VM       haven.VMID
 	Incident haven.IncidentID
-	Text     string
+	// About tells this notice from others of its kind about the same incident, host
+	// and VM: a verdict, the reason of a hold, an epoch. Another master says the same.
+	About string
+	Text  string
 }
 
 // Machine is the recovery of one master in one term. It keeps only what can be

@@ -227,7 +227,7 @@ func (m *Machine) order(s *ledger.State, vm *ledger.VM, p vmrestart.Placement, a
 		DefinitionSHA: vm.Definition.SHA, MemoryMiB: vm.MemoryMiB,
 	}
 	m.propose(ledger.CommitOrder{Order: o, Absent: absent, At: m.now})
-	m.notice(Notice{Kind: "vm-ordered", Host: h.ID, VM: vm.ID, Incident: vm.Incident, Text: fmt.Sprintf("%s goes to %s: %s", vm.Name, h.ID, p.Why)})
+	m.notice(Notice{Kind: "vm-ordered", Host: h.ID, VM: vm.ID, Incident: vm.Incident, About: fmt.Sprint(vm.Epoch), Text: fmt.Sprintf("%s goes to %s: %s", vm.Name, h.ID, p.Why)})
 	m.wake(time.Millisecond)
 }
 
@@ -330,7 +330,7 @@ func (m *Machine) report(s *ledger.State, vm *ledger.VM, r haven.OrderReport) bo
 	h := s.Hosts[o.Target]
 	m.propose(ledger.ReportOrder{Report: r, Host: h.ID, At: m.now})
 	if r.Status.Final() {
-		m.notice(Notice{Kind: "vm-" + string(r.Status), Alarm: r.Status != haven.OrderStarted, Host: h.ID, VM: vm.ID, Incident: vm.Incident, Text: vm.Name + " on " + string(h.ID) + ": " + string(r.Status) + " " + r.Detail})
+		m.notice(Notice{Kind: "vm-" + string(r.Status), Alarm: r.Status != haven.OrderStarted, Host: h.ID, VM: vm.ID, Incident: vm.Incident, About: fmt.Sprint(r.Epoch), Text: vm.Name + " on " + string(h.ID) + ": " + string(r.Status) + " " + r.Detail})
 		m.wake(time.Millisecond)
 	}
 	return r.Status.Final()

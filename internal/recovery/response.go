@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -108,11 +109,17 @@ func (m *Machine) stopAll(s *ledger.State, h *ledger.Host, in *ledger.Incident, 
 		}
 		return
 	}
+	// Those that were asked to stop keep the room that was found for them.
+	slices.SortStableFunc(vms, func(x, y *ledger.VM) int { return cmp.Compare(m.asks(y), m.asks(x)) })
+	left := m.room(s, h)
 	for _, vm := range vms {
-		if vm.Migrating || !m.hasPlace(s, vm) {
-			continue
+		switch {
+		case vm.Migrating:
+		case left.take(vm.MemoryMiB):
+			m.stop(h, vm)
+		default:
+			m.holdVM(vm, haven.Hold{Reason: haven.HoldCapacity, Detail: "its host lost its storage, and no other host has room for it; it is left where it is"})
 		}
-		m.stop(h, vm)
 	}
 }
 
@@ -133,20 +140,58 @@ func (m *Machine) noResponse(s *ledger.State, h *ledger.Host, view HostView) hav
 	return haven.Hold{}
 }
 
-// hasPlace says whether a host has room for a VM now: one that is stopped for
-// nothing is worse off than before.
-func (m *Machine) hasPlace(s *ledger.State, vm *ledger.VM) bool {
-	for _, c := range m.candidates(s) {
-		if c.ID != vm.Owner && c.Refuses == "" && c.FreeMiB >= vm.MemoryMiB {
-			return true
+// room is the memory that is left on each host that takes VMs.
+type room map[haven.HostID]uint64
+
+// take takes room for one VM where most is left, if there is enough.
+func (r room) take(mib uint64) bool {
+	best := haven.HostID("")
+	for id, free := range r {
+		if free >= mib && (best == "" || cmp.Or(cmp.Compare(free, r[best]), cmp.Compare(best, id)) > 0) {
+			best = id
 		}
 	}
-	m.holdVM(vm, haven.Hold{Reason: haven.HoldCapacity, Detail: "its host lost its storage, and no other host has room for it; it is left where it is"})
-	return false
+	if best == "" {
+		return false
+	}
+	r[best] -= mib
+	return true
+}
+
+// room is what is left for the VMs of a host: a VM that is stopped for nothing is
+// worse off than before. VMs that wait for a host, and those that are being
+// stopped on others, come first.
+func (m *Machine) room(s *ledger.State, h *ledger.Host) room {
+	left := room{}
+	for _, c := range m.candidates(s) {
+		if c.ID != h.ID && c.Refuses == "" {
+			left[c.ID] = c.FreeMiB
+		}
+	}
+	for _, id := range s.VMIDs() {
+		vm := s.VMs[id]
+		waits := vm.Phase == ledger.PhaseFreed && vm.Desired == ledger.DesiredRunning
+		if waits || vm.Phase == ledger.PhaseOwned && vm.Owner != h.ID && m.asks(vm) > 0 {
+			left.take(vm.MemoryMiB)
+		}
+	}
+	return left
+}
+
+// asks is 1 for a VM that is being stopped, else 0.
+func (m *Machine) asks(vm *ledger.VM) int {
+	if _, asked := m.stops[stopOf(vm).Key()]; asked {
+		return 1
+	}
+	return 0
+}
+
+func stopOf(vm *ledger.VM) Stop {
+	return Stop{Host: vm.Owner, Boot: vm.OwnerBoot, VM: vm.ID, Epoch: vm.Epoch}
 }
 
 func (m *Machine) stop(h *ledger.Host, vm *ledger.VM) {
-	act := Stop{Host: h.ID, Boot: h.Boot, VM: vm.ID, Epoch: vm.Epoch}
+	act := stopOf(vm)
 	if last, ok := m.stops[act.Key()]; ok && m.now.Sub(last) < stopEvery {
 		m.wake(stopEvery - m.now.Sub(last))
 		return

@@ -171,10 +171,10 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 	case !listed && !m.nowhere(s, vm):
 	case !listed:
 		m.propose(ledger.ForgetVM{VM: vm.ID, Epoch: vm.Epoch})
-		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was undefined by its user and is not protected any more"})
+		m.notice(Notice{Kind: "vm-undefined", Host: vm.Owner, VM: vm.ID, About: fmt.Sprint(vm.Epoch), Text: vm.Name + " was undefined by its user and is not protected any more"})
 	case stoppedByUser(info) && !m.wasReleased(s, vm, view):
 		m.propose(ledger.ObserveVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, Desired: ledger.DesiredStopped})
-		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})
+		m.notice(Notice{Kind: "vm-stopped", Host: vm.Owner, VM: vm.ID, About: fmt.Sprint(vm.Epoch), Text: vm.Name + " was stopped by its user (" + info.Reason + ")"})
 	case view.Hung != "":
 		// That its process is gone proves nothing on storage that hangs, whatever
 		// the verdict is at this moment (P1).
@@ -187,11 +187,11 @@ func (m *Machine) vanished(s *ledger.State, vm *ledger.VM, view HostView) {
 			return
 		}
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, By: ledger.FreedByStop, At: m.now, Detail: "it was stopped by a response on its host"})
-		m.notice(Notice{Kind: "vm-released", Host: vm.Owner, VM: vm.ID, Text: vm.Name + " was stopped by a response on its host, as configured"})
+		m.notice(Notice{Kind: "vm-released", Host: vm.Owner, VM: vm.ID, About: fmt.Sprint(vm.Epoch), Text: vm.Name + " was stopped by a response on its host, as configured"})
 		m.wake(time.Millisecond)
 	default:
 		m.propose(ledger.FreeVM{VM: vm.ID, Epoch: vm.Epoch, Host: vm.Owner, Boot: vm.OwnerBoot, At: m.now, Detail: info.Reason})
-		m.notice(Notice{Kind: "vm-ended", Alarm: true, Host: vm.Owner, VM: vm.ID, Text: vm.Name + " ended by itself (" + info.Reason + ")"})
+		m.notice(Notice{Kind: "vm-ended", Alarm: true, Host: vm.Owner, VM: vm.ID, About: fmt.Sprint(vm.Epoch), Text: vm.Name + " ended by itself (" + info.Reason + ")"})
 		m.wake(time.Millisecond)
 	}
 }
@@ -348,7 +348,7 @@ func (m *Machine) holdVM(vm *ledger.VM, hold haven.Hold) {
 	}
 	if hold.Reason != "" {
 		hold.Since = m.now
-		m.notice(Notice{Kind: "vm-held", Alarm: true, VM: vm.ID, Host: vm.Owner, Text: vm.Name + ": " + hold.Reason + ": " + hold.Detail})
+		m.notice(Notice{Kind: "vm-held", Alarm: true, VM: vm.ID, Host: vm.Owner, About: hold.Reason, Text: vm.Name + ": " + hold.Reason + ": " + hold.Detail})
 	}
 	m.propose(ledger.HoldVM{VM: vm.ID, Epoch: vm.Epoch, Hold: hold})
 }
