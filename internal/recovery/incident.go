@@ -236,7 +236,7 @@ func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	m.propose(ledger.BeginFence{ID: in.ID, Attempt: ledger.FenceAttempt{
 		N: in.NextAttempt(), Action: haven.ActionOff, Term: m.in.Term, By: m.in.Self, BegunAt: m.now,
 	}})
-	m.notice(Notice{Kind: "fencing", Alarm: true, Host: h.ID, Incident: in.ID, Text: "power-off decided: " + view.Explanation})
+	m.notice(Notice{Kind: "fencing", Alarm: true, Host: h.ID, Incident: in.ID, About: fmt.Sprint(in.NextAttempt()), Text: "power-off decided: " + view.Explanation})
 	m.wake(time.Millisecond)
 }
 

@@ -227,7 +227,7 @@ func (m *Machine) order(s *ledger.State, vm *ledger.VM, p vmrestart.Placement, a
 		DefinitionSHA: vm.Definition.SHA, MemoryMiB: vm.MemoryMiB,
 	}
 	m.propose(ledger.CommitOrder{Order: o, Absent: absent, At: m.now})
-	m.notice(Notice{Kind: "vm-ordered", Host: h.ID, VM: vm.ID, Incident: vm.Incident, About: fmt.Sprint(vm.Epoch), Text: fmt.Sprintf("%s goes to %s: %s", vm.Name, h.ID, p.Why)})
+	m.notice(Notice{Kind: "vm-ordered", Host: h.ID, VM: vm.ID, Incident: vm.Incident, About: fmt.Sprint(epoch), Text: fmt.Sprintf("%s goes to %s: %s", vm.Name, h.ID, p.Why)})
 	m.wake(time.Millisecond)
 }
 
