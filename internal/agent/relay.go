@@ -303,16 +303,29 @@ func (a *Agent) setFor(ctx context.Context, from haven.HostID, dev FenceDevice, 
 		return client.PowerAnswer{}, fmt.Errorf("%w: %w", fencing.ErrNotPermitted, err)
 	}
 	a.log.WarnContext(ctx, "power command for another agent", "from", from, "host", q.Host, "device", dev.Name, "action", q.Action)
-	return client.PowerAnswer{}, a.power.gate.Fence(dev.Key, dev.Driver).Set(ctx, q.Action, func(ctx context.Context) error {
-		var answer client.PermitAnswer
-		if err := a.client.Post(ctx, from, client.PathPermit, client.PermitRequest{Permit: q.Permit}, &answer); err != nil {
-			return fmt.Errorf("ask %s for the permit: %w", from, err)
+	return client.PowerAnswer{}, a.power.gate.Fence(dev.Key, dev.Driver).Set(ctx, q.Action, a.permitOf(from, q.Permit))
+}
+
+// permitOf asks the master whether the command may leave. It verifies that it leads
+// while it answers: an answer that took longer than a lease is none any more, and is
+// asked for again (P3).
+func (a *Agent) permitOf(master haven.HostID, name string) fencing.Permit {
+	return func(ctx context.Context) error {
+		for ctx.Err() == nil {
+			asked := a.d.Boottime()
+			var answer client.PermitAnswer
+			if err := a.client.Post(ctx, master, client.PathPermit, client.PermitRequest{Permit: name}, &answer); err != nil {
+				return fmt.Errorf("ask %s for the permit: %w", master, err)
+			}
+			if !answer.Stands {
+				return fmt.Errorf("%s does not permit it: %s", master, answer.Why)
+			}
+			if a.d.Boottime()-asked <= a.cfg.Raft.Lease {
+				return nil
+			}
 		}
-		if !answer.Stands {
-			return fmt.Errorf("%s does not permit it: %s", from, answer.Why)
-		}
-		return nil
-	})
+		return fmt.Errorf("ask %s for the permit: %w", master, ctx.Err())
+	}
 }
 
 func failedPower(err error) client.PowerAnswer {

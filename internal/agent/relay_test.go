@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +70,8 @@ func TestPowerThroughAnother(t *testing.T) {
 	d := partsWith(t, 72, 1)
 	b := &board{}
 	d.Fences = map[haven.HostID][][]FenceDevice{"kvm-02": {{{Name: "bmc", Key: "bmc-2", Driver: b}}}}
+	var slept atomic.Int64
+	d.Boottime = func() time.Duration { return boottime() + time.Duration(slept.Load()) }
 	a := run(t, d)
 	for !a.isMaster() || a.loop.ok() != haven.Yes {
 		time.Sleep(10 * time.Millisecond)
@@ -91,6 +94,20 @@ func TestPowerThroughAnother(t *testing.T) {
 	if _, err := ask(client.PowerRequest{Action: haven.ActionOff, Permit: name}); err != nil || b.sent != 1 {
 		t.Errorf("with a permit: %v, sent %d", err, b.sent)
 	}
+	// The delegate's machine sleeps while the answer is on its way: meanwhile another
+	// may lead.
+	questions := 0
+	late, backLate := a.relays.lend("kvm-01", func(context.Context) error {
+		if questions++; questions == 1 {
+			slept.Add(int64(time.Hour))
+			return nil
+		}
+		return errors.New("a newer master leads")
+	})
+	if _, err := ask(client.PowerRequest{Action: haven.ActionOff, Permit: late}); !errors.Is(err, fencing.ErrNotPermitted) || b.sent != 1 || questions != 2 {
+		t.Errorf("with a permit that is an hour old: %v, sent %d, asked %d times", err, b.sent, questions)
+	}
+	backLate()
 	permit = errors.New("a newer master leads")
 	if _, err := ask(client.PowerRequest{Action: haven.ActionOff, Permit: name}); !errors.Is(err, fencing.ErrNotPermitted) || b.sent != 1 {
 		t.Errorf("with a permit that was withdrawn: %v, sent %d", err, b.sent)
