@@ -82,8 +82,12 @@ func answerOf(err error) haven.Tri {
 	if _, another := errors.AsType[*tls.CertificateVerificationError](err); another {
 		return haven.Unknown // Somebody answers there, who did not prove to be that host.
 	}
+	if _, another := errors.AsType[tls.RecordHeaderError](err); another {
+		return haven.Unknown // Likewise.
+	}
 	for _, own := range []error{
 		context.Canceled, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE,
+		syscall.EPERM, syscall.EACCES, syscall.ENOBUFS, syscall.ENOMEM,
 	} {
 		if errors.Is(err, own) {
 			return haven.Unknown
