@@ -22,6 +22,7 @@ import (
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/notify"
 	"github.com/haven-ha/haven/internal/numbers"
 	"github.com/haven-ha/haven/internal/tlsmux"
 	"github.com/haven-ha/haven/storagebeat"
@@ -55,10 +56,12 @@ type Agent struct {
 	ev        *evidence
 	loop      loopWatch
 	quiet     *quiet
+	kinds     notify.Catalogue
 	asked     asked
 	disks     *diskWatches // suspects whose disks are read here
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
+	deviceNews   deviceNews
 
 	self      atomic.Pointer[selfView]
 	judgement atomic.Pointer[judged]
@@ -92,7 +95,7 @@ func New(d Deps) (a *Agent, err error) {
 	a = &Agent{
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
 		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences), relays: newRelays(),
-		ev: newEvidence(), quiet: newQuiet(), done: make(chan ended, doneQueueLimit),
+		ev: newEvidence(), quiet: newQuiet(), kinds: notify.NewCatalogue(), done: make(chan ended, doneQueueLimit),
 		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error
@@ -243,6 +246,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		part("orders", quietly(a.executor.Run))
 	}
 	part("inventory", quietly(a.watch.run))
+	if a.d.Notifier != nil {
+		part("notifications", quietly(a.d.Notifier.Run))
+	}
 	if a.d.Disks != nil {
 		part("disks of suspects", quietly(a.watchDisks))
 	}

@@ -63,8 +63,10 @@ type Deps struct {
 	// agent's ledger, before anybody acts on it, with the ledger's word on each
 	// command. It must not wait. Nil for nobody.
 	Applied func(at ledger.Position, cmds []ledger.Command, words []error)
-	Metrics *obs.Metrics
-	Log     *slog.Logger
+	// Notifier tells people; nil for nobody.
+	Notifier Notifier
+	Metrics  *obs.Metrics
+	Log      *slog.Logger
 }
 
 // Hypervisor is the host's VM manager.

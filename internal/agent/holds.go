@@ -48,6 +48,7 @@ func (a *Agent) tellHold(of string, was, is detector.Hold) {
 	level := slog.LevelInfo
 	if is.Alarm {
 		level = slog.LevelWarn
+		a.notifyHold(of, is)
 	}
 	a.log.Log(context.Background(), level, "hold", "of", of, "hold", is.Reason, "alarm", is.Alarm, "age_ms", is.Age.Milliseconds(), "detail", is.Detail)
 }

@@ -182,8 +182,9 @@ func (w *selfWatch) quorum(now time.Time, v *selfView, reached map[haven.HostID]
 	v.votes = fmt.Sprintf("%d of %d voters", seen, voters)
 }
 
-// tell logs what changed.
+// tell logs what changed, and notifies people of it.
 func (w *selfWatch) tell(v *selfView) {
+	w.a.notifySelf(v, &w.last)
 	log := w.a.log.With("reached", v.reached, "hosts", v.hosts)
 	if v.State != w.last.State && (w.last.State != "" || v.State != isolation.Connected) {
 		switch v.State {

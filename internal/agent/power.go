@@ -320,6 +320,7 @@ func (a *Agent) testDevices(ctx context.Context) {
 			return all
 		},
 		Report: func(r fencing.TestResult) {
+			a.notifyDevice(r.Host, r.Key, r.Err)
 			if r.Err != nil {
 				a.log.Log(ctx, a.quiet.level("test/"+r.Key), "fence device failed its test", "host", r.Host, "device", r.Key, "error", r.Err)
 				return

@@ -111,6 +111,9 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 			return d, nil, err
 		}
 	}
+	if d.Notifier, err = NewNotifier(cfg, r.Host, d.Incarnation, d.Net, d.Metrics, r.Log); err != nil {
+		return d, nil, err
+	}
 	if d.Helper, err = r.helperProbe(); err != nil {
 		return d, nil, err
 	}

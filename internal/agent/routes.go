@@ -103,6 +103,7 @@ func (a *Agent) operatorRoutes() []api.Route {
 		}),
 		view("/healthz", func(context.Context, *api.Call) (any, error) { return map[string]string{"status": "ok"}, nil }),
 		view("/readyz", func(context.Context, *api.Call) (any, error) { return a.viewReady() }),
+		{Pattern: "POST " + client.PathNotifyTest, Need: api.NeedOperator, MaxBytes: client.MaxSmallBytes, Serve: a.testNotify},
 		act("/v1/arm", api.NeedOperator, a.arm(true)),
 		act("/v1/disarm", api.NeedOperator, a.arm(false)),
 		act("/v1/hosts/{host}/maintenance", api.NeedOperator, a.maintenance(true)),
@@ -164,6 +165,7 @@ func (a *Agent) acting(serve func(context.Context, *api.Call, client.Act) error)
 			return nil, err
 		}
 		a.log.Warn("operator acted", "by", q.By, "what", c.URI(), "reason", q.Reason)
+		a.notifyActed(c, q)
 		return map[string]string{"status": "done"}, nil
 	}
 }

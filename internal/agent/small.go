@@ -116,7 +116,7 @@ func newMetrics(m *obs.Metrics) *metrics {
 	}
 }
 
-// tellPeople logs what operators should hear of.
+// tellPeople logs what operators should hear of, and notifies them.
 func (a *Agent) tellPeople(n recovery.Notice) {
 	a.metrics.notices.Inc(n.Kind)
 	level := slog.LevelInfo
@@ -124,4 +124,5 @@ func (a *Agent) tellPeople(n recovery.Notice) {
 		level = slog.LevelWarn
 	}
 	a.log.Log(context.Background(), level, "notice", "kind", n.Kind, "host", n.Host, "vm", n.VM, "incident", n.Incident, "text", n.Text)
+	a.notify(a.noticeEvent(n))
 }

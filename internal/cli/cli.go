@@ -120,7 +120,7 @@ func (a *app) tree() *cobra.Command {
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	root.AddGroup(&cobra.Group{ID: "look", Title: "Look:"}, &cobra.Group{ID: "act", Title: "Act:"}, &cobra.Group{ID: "prepare", Title: "Prepare:"})
 	addTo(root, "look", a.status(), a.members(), a.hosts(), a.vms(), a.incidents(), a.explain(), a.replay(), a.raft())
-	addTo(root, "act", a.fence(), a.arm(), a.disarm(), a.maintenance(), a.host())
+	addTo(root, "act", a.fence(), a.arm(), a.disarm(), a.maintenance(), a.host(), a.notify())
 	addTo(root, "prepare", a.config(), a.pki(), a.keys(), a.store())
 	root.AddCommand(a.version())
 	a.guard(root)

@@ -196,7 +196,7 @@ func (s *session) get(path string) (json.RawMessage, error) {
 }
 
 // post asks for an act.
-func (s *session) post(path string, act client.Act) (json.RawMessage, error) {
+func (s *session) post(path string, act any) (json.RawMessage, error) {
 	var doc json.RawMessage
 	if err := s.client.Post(s.ctx, s.host, path, act, &doc); err != nil {
 		_, answered := errors.AsType[*client.Error](err)

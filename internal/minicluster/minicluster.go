@@ -463,6 +463,9 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 	if d.State, d.Incarnation, err = agent.OpenIdentity(dir); err != nil {
 		return d, nil, err
 	}
+	if d.Notifier, err = agent.NewNotifier(c.config, h.ID, d.Incarnation, d.Net, d.Metrics, log); err != nil {
+		return d, nil, err
+	}
 	if d.Fences, err = c.fences(); err != nil {
 		return d, nil, err
 	}
