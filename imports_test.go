@@ -34,7 +34,7 @@ var ranks = map[string]int{
 	"internal/client": 3,
 
 	// Adapters are named after what they adapt.
-	"fencing/ipmi": 4, "fencing/ipmi/ipmitest": 3, "fencing/redfish": 4, "fencing/command": 4, "fencing/watchdog": 4,
+	"fencing/ipmi": 4, "fencing/ipmi/ipmitest": 3, "fencing/redfish": 4, "fencing/redfish/redfishtest": 3, "fencing/command": 4, "fencing/watchdog": 4,
 	"vmrestart/libvirt": 4, "storagebeat/storetest": 4, "storagebeat/block": 4,
 	"storagebeat/rados": 4, "storagebeat/rados/cephtest": 3,
 	"internal/diskwatch": 4, // it reads through storagebeat's child processes
@@ -101,7 +101,7 @@ var anyTest = []string{"pgregory.net/rapid", "github.com/anishathalye/porcupine"
 var notInBinaries = []string{
 	// Not "testing" itself: raft links it, for helpers of its own.
 	"pgregory.net/rapid", "github.com/anishathalye/porcupine", "github.com/rogpeppe/go-internal/testscript", "github.com/hanwen/go-fuse",
-	module + "/test", module + "/internal/sim", module + "/internal/world", module + "/internal/loopnet", module + "/internal/minicluster", module + "/fencing/ipmi/ipmitest", module + "/storagebeat/storetest",
+	module + "/test", module + "/internal/sim", module + "/internal/world", module + "/internal/loopnet", module + "/internal/minicluster", module + "/fencing/ipmi/ipmitest", module + "/fencing/redfish/redfishtest", module + "/storagebeat/storetest",
 	"github.com/bougou/go-ipmi/pkg/server", "github.com/bougou/go-ipmi/pkg/hal",
 }
 
