@@ -242,6 +242,11 @@ func (c *Cluster) SetPeers(peers map[haven.HostID]netip.AddrPort) error {
 func (c *Cluster) SetMeta(m Meta) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.setMeta(m)
+}
+
+// setMeta does so for a caller that holds the lock.
+func (c *Cluster) setMeta(m Meta) error {
 	if c.closing || c.leaving {
 		return ErrClosed
 	}
@@ -263,13 +268,11 @@ func (c *Cluster) Announce(reason haven.LeaveReason) error {
 		return fmt.Errorf("announce: %w", err)
 	}
 	c.mu.Lock()
-	m, before := c.meta, c.parting
+	defer c.mu.Unlock()
+	before := c.parting
 	c.parting = reason
-	c.mu.Unlock()
-	if err := c.SetMeta(m); err != nil {
-		c.mu.Lock()
+	if err := c.setMeta(c.meta); err != nil {
 		c.parting = before
-		c.mu.Unlock()
 		return fmt.Errorf("announce: %w", err)
 	}
 	return nil

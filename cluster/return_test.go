@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"maps"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,5 +114,46 @@ func TestAnnounce(t *testing.T) {
 		if err := leaver.Announce(haven.LeaveNone); err == nil {
 			t.Error("taken back after the end")
 		}
+	})
+}
+
+// TestAnnounceKeepsNews: what is told at the same time is not taken back by it.
+func TestAnnounceKeepsNews(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, l *lab) {
+		l.startAll()
+		a := l.agents[0]
+		var others sync.WaitGroup
+		stop := make(chan struct{})
+		for range 4 {
+			others.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					for _, reason := range []haven.LeaveReason{haven.LeaveShutdown, haven.LeaveNone} {
+						if err := a.Announce(reason); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			})
+		}
+		for port := range uint16(8000) {
+			if err := a.SetMeta(Meta{Boot: "boot-1", APIPort: port}); err != nil {
+				t.Error(err)
+			}
+			runtime.Gosched()
+			a.mu.Lock()
+			got := a.meta.APIPort
+			a.mu.Unlock()
+			if got != port {
+				t.Errorf("port %d was told, and is %d again", port, got)
+				break
+			}
+		}
+		close(stop)
+		others.Wait()
 	})
 }
