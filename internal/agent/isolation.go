@@ -72,6 +72,7 @@ type selfWatch struct {
 	begun    map[string]time.Time // of each address's last ping
 	busy     map[string]bool
 
+	founded    bool      // there is a cluster: a master or a ledger was known
 	masterless time.Time // since when no master is known
 	last       selfView
 }
@@ -158,8 +159,11 @@ func (w *selfWatch) ask(ctx context.Context, now time.Time, addresses []string) 
 }
 
 // quorum notes how long a side with half of the hosts has been without a master.
+// A host that does not vote has no ledger of its own, and alarms all the same.
 func (w *selfWatch) quorum(now time.Time, v *selfView, reached map[haven.HostID]bool) {
-	if _, known := w.a.master(); known || w.a.ledger.Generation() == 0 {
+	_, known := w.a.master()
+	w.founded = w.founded || known || w.a.ledger.Generation() > 0
+	if known || !w.founded {
 		w.masterless = time.Time{}
 		return
 	}
@@ -170,16 +174,33 @@ func (w *selfWatch) quorum(now time.Time, v *selfView, reached map[haven.HostID]
 		return
 	}
 	v.noQuorum = w.masterless
-	voters, seen := 0, 0
-	for _, s := range w.a.election.Status().Servers {
-		if s.Voter {
-			voters++
-			if reached[s.Host] {
-				seen++
-			}
+	voters := w.a.voters()
+	seen := 0
+	for _, host := range voters {
+		if reached[host] {
+			seen++
 		}
 	}
-	v.votes = fmt.Sprintf("%d of %d voters", seen, voters)
+	v.votes = fmt.Sprintf("%d of %d voters", seen, len(voters))
+}
+
+// voters are the hosts that vote: by the replicated log, or, where that is not
+// kept, by what they last told in gossip.
+func (a *Agent) voters() (hosts []haven.HostID) {
+	for _, s := range a.election.Status().Servers {
+		if s.Voter {
+			hosts = append(hosts, s.Host)
+		}
+	}
+	if len(hosts) > 0 {
+		return hosts
+	}
+	for _, m := range a.cluster.Members() {
+		if m.Meta.Voter && !m.Self {
+			hosts = append(hosts, m.Host)
+		}
+	}
+	return hosts
 }
 
 // tell logs what changed, and notifies people of it.

@@ -141,7 +141,13 @@ func (a *Agent) atMaster(serve func(stale bool) (any, error)) func(context.Conte
 			a.log.Debug("master did not answer for an operator", "master", master, "error", err)
 		}
 		if a.ledger.Generation() == 0 {
-			return nil, fmt.Errorf("no master can be reached, and this agent has no copy of the ledger: %w", haven.ErrUnavailable)
+			own := ""
+			if h, ok := a.selfHold(); ok {
+				own = "; " + h.Detail
+			} else if said := a.selfSentence(a.viewSelf()); said != "" {
+				own = "; " + strings.TrimSuffix(said, ".")
+			}
+			return nil, fmt.Errorf("no master can be reached, and this agent has no copy of the ledger%s: %w", own, haven.ErrUnavailable)
 		}
 		return serve(true)
 	}

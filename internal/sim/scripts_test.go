@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -41,6 +42,18 @@ func within(c *sim.Cluster, what string, since, limit time.Duration) {
 // verdict waits until an incident says one of the words about a host.
 func verdict(c *sim.Cluster, h *sim.Host, limit time.Duration, want ...haven.Verdict) {
 	c.Until(fmt.Sprintf("a verdict %v of %s", want, h.ID), limit, func() bool { return slices.Contains(want, c.Verdict(h)) })
+}
+
+// noQuorum says whether an agent holds its own side for one without quorum.
+func noQuorum(c *sim.Cluster, h *sim.Host) bool {
+	const words = "sees 2 of 4 hosts and 1 of 3 voters, and no master"
+	st, err := c.Status(h)
+	if err != nil { // It keeps no ledger, and says what it knows of itself.
+		return strings.Contains(err.Error(), words)
+	}
+	return slices.ContainsFunc(st.Holds, func(hold haven.Hold) bool {
+		return hold.Reason == haven.HoldNoQuorum && strings.Contains(hold.Detail, words)
+	})
 }
 
 // TestScripts plays one fault each (the scenarios of the lab, and more), and
@@ -210,6 +223,27 @@ func TestScripts(t *testing.T) {
 			c.Recovered(2*time.Minute, m.N()) // after a power-off
 			commands(c, 1)
 			once(c, 2, m.N())
+		}}},
+		{"half of the hosts have no quorum", sim.Scenario{Hosts: 4, VMs: 4, Script: func(c *sim.Cluster) {
+			c.Until("three of the four vote", 3*time.Minute, func() bool { return len(c.Voters()) == 3 })
+			m, voters := c.Master(), c.Voters()
+			apart := make([]*sim.Host, 2) // one who has no vote, and one who has
+			for _, h := range c.Hosts() {
+				switch {
+				case !slices.Contains(voters, h.ID):
+					apart[0] = h
+				case h != m:
+					apart[1] = h
+				}
+			}
+			c.Partition(apart, true)
+			c.Until("the side without a quorum says so", 40*time.Second, func() bool { return noQuorum(c, apart[0]) && noQuorum(c, apart[1]) })
+			if noQuorum(c, m) {
+				c.Broken("the side with a master says that it has no quorum")
+			}
+			c.Calm(time.Minute)
+			c.HealAll()
+			c.Until("nobody says so any more", 40*time.Second, func() bool { return !noQuorum(c, apart[0]) && !noQuorum(c, apart[1]) })
 		}}},
 		{"no quorum", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {
 			m := c.Master()

@@ -528,6 +528,33 @@ func (c *Cluster) Operate(path string, act client.Act) error {
 	return err
 }
 
+// Status asks one agent for its status, as an operator does who is beside it.
+func (c *Cluster) Status(h *Host) (st client.Status, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return st, c.api.Get(ctx, h.ID, "/v1/status", &st)
+}
+
+// Voters are the hosts that have a vote, as the master says; nil if nobody does.
+func (c *Cluster) Voters() (voters []haven.HostID) {
+	m := c.Master()
+	if m == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var r client.Raft
+	if c.api.Get(ctx, m.ID, "/v1/raft", &r) != nil {
+		return nil
+	}
+	for _, s := range r.Servers {
+		if s.Voter {
+			voters = append(voters, s.Host)
+		}
+	}
+	return voters
+}
+
 // Count says how many events of a kind have happened so far.
 func (c *Cluster) Count(what What) int {
 	c.trace.mu.Lock()
