@@ -369,6 +369,10 @@ func (a *Agent) perform(ctx context.Context, m *mastery, act recovery.Act) {
 	switch act := act.(type) {
 	case recovery.Fence:
 		a.performFence(ctx, m, act, &d)
+	case recovery.PowerOn:
+		a.performPowerOn(ctx, m, act, &d)
+	case recovery.Blink:
+		a.performBlink(ctx, m, act, &d)
 	case recovery.Ask:
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()

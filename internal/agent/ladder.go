@@ -8,6 +8,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
 )
 
@@ -117,4 +118,48 @@ func (p *power) withMates(all []reading, off reading, ledgerDistrust string) (bo
 		}
 	}
 	return true, "all devices of its level say off"
+}
+
+// turnOnLimit bounds a power-on: a board behind a power strip needs a minute and
+// more to start.
+const turnOnLimit = 3 * time.Minute
+
+// performPowerOn switches a host on whose boot is proved dead.
+func (a *Agent) performPowerOn(ctx context.Context, m *mastery, act recovery.PowerOn, d *recovery.Done) {
+	ladder := a.rungs(act.Host)
+	if len(ladder) == 0 {
+		d.Err = errNoDevice
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, turnOnLimit)
+	defer cancel()
+	d.Detail, d.Err = fencing.TurnOn(ctx, ladder, func(ctx context.Context) error { return a.mayTurnOn(ctx, m, act) })
+}
+
+// mayTurnOn is asked right before a power-on leaves: this agent must lead, the
+// ledger must still ask for it, and nobody may hold it back.
+func (a *Agent) mayTurnOn(ctx context.Context, m *mastery, act recovery.PowerOn) error {
+	if err := a.verified(ctx, m); err != nil {
+		return err
+	}
+	stands := false
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		in, h := s.Incidents[act.Incident], s.Hosts[act.Host]
+		stands = in != nil && in.Open() && in.SwitchingOn() && h != nil && h.Boot == act.Boot && h.ProvedDead() &&
+			h.Maintenance == nil && s.Disarm == nil
+	})
+	if !stands {
+		return errors.New("the ledger does not ask for it any more")
+	}
+	return nil
+}
+
+// performBlink makes a host's identify light blink.
+func (a *Agent) performBlink(ctx context.Context, m *mastery, act recovery.Blink, d *recovery.Done) {
+	ladder := a.rungs(act.Host)
+	if len(ladder) == 0 {
+		d.Err = errNoDevice
+		return
+	}
+	d.Detail, d.Err = fencing.Blink(ctx, ladder, func(ctx context.Context) error { return a.verified(ctx, m) })
 }

@@ -26,6 +26,7 @@ func (a *Agent) recoveryConfig() recovery.Config {
 	rc := recovery.Config{
 		Action: a.cfg.Fencing.Action, Actions: map[haven.HostID]haven.FenceAction{}, Devices: map[haven.HostID]bool{},
 		Cap:         fencing.Limit{Count: a.cfg.Fencing.Limit.Count, Window: a.cfg.Fencing.Limit.Window},
+		HostCap:     fencing.Limit{Count: a.cfg.Fencing.Limit.PerHost.Count, Window: a.cfg.Fencing.Limit.PerHost.Window},
 		ReportAfter: reportTroubleAfter, ReturnAfter: returnAfter, AbsenceAge: absenceAge, UnknownAfter: orderUnknownAfter,
 		Limits:     vmrestart.PlanLimits{StartsPerHost: a.cfg.Restart.MaxStartsInFlight},
 		ReserveMiB: uint64(a.cfg.Restart.MemoryReserveMiB), ProtectAll: a.cfg.Restart.Protect == "all",

@@ -336,7 +336,7 @@ func (k *checker) fencing() {
 			"no fence device for "+strings.Join(bare, ", ")+": if one of them dies, its VMs wait until an operator says that it is dead",
 			"add levels and devices", "fencing.levels", "fencing")
 	}
-	if k.c.Fencing.Action == haven.ActionNone {
+	if a := k.c.Fencing.Action; a == haven.ActionNone || a == haven.ActionBlink {
 		k.warn("a failed host is only reported; its VMs are restarted only if its power is off already or an operator says that it is dead", "write off, if hosts are to be fenced", "fencing.action")
 	}
 }

@@ -135,8 +135,15 @@ type Fencing struct {
 	Devices       map[string]Device // the defaults that hosts build upon
 }
 
-// Limit caps power-downs in the whole cluster.
+// Limit caps power-downs in the whole cluster, and those of one host.
 type Limit struct {
+	Count   int
+	Window  time.Duration
+	PerHost HostLimit
+}
+
+// HostLimit caps the power-downs of one host. A count of 0 is no limit of its own.
+type HostLimit struct {
 	Count  int
 	Window time.Duration
 }

@@ -112,7 +112,7 @@ func TestProfilesAreConsistent(t *testing.T) {
 			if c.Detection.OffReadings < 2 || c.Detection.OffReadingGap < 300*time.Millisecond {
 				t.Errorf("P2: %d readings, %s apart", c.Detection.OffReadings, c.Detection.OffReadingGap)
 			}
-			if c.Fencing.Limit != (Limit{Count: 3, Window: time.Hour}) {
+			if c.Fencing.Limit != (Limit{Count: 3, Window: time.Hour, PerHost: HostLimit{Window: time.Hour}}) {
 				t.Errorf("P6: cap %+v", c.Fencing.Limit)
 			}
 		})
@@ -193,7 +193,12 @@ func TestCipherSuites(t *testing.T) {
 
 func TestFenceActionsThatAreAvailable(t *testing.T) {
 	text := strings.Replace(small, "levels:", "action: reboot\n  levels:", 1)
-	if _, err := Parse("f", []byte(text)); err == nil || !strings.Contains(err.Error(), "not available in this version") {
+	for _, action := range []string{"none", "off", "reboot", "blink"} {
+		if _, err := Parse("f", []byte(strings.Replace(small, "levels:", "action: "+action+"\n  levels:", 1))); err != nil {
+			t.Errorf("%s: %v", action, err)
+		}
+	}
+	if _, err := Parse("f", []byte(text), WithFenceActions("none", "off")); err == nil || !strings.Contains(err.Error(), "not available in this version") {
 		t.Errorf("reboot without support: %v", err)
 	}
 	c, err := Parse("f", []byte(text), WithFenceActions(haven.ActionNone, haven.ActionOff, haven.ActionReboot))

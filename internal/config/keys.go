@@ -147,10 +147,14 @@ func (d *Detection) keys() []field {
 
 func (f *Fencing) keys(actions []haven.FenceAction) []field {
 	return []field{
-		actionKey(&f.Action, actions, "What is done to a failed host. none: only report. off: power off and verify."),
+		actionKey(&f.Action, actions, "What is done to a failed host. none: only report. off: power off and verify. reboot: power off and verify, have its VMs started elsewhere, then power on; a host that is found off stays off. blink: make its identify light blink; as with none, its VMs wait for another proof."),
 		section("limit", "Cap on power-downs in the whole cluster. At the cap no more hosts are powered down, and an alarm is raised.", []field{
 			integer("count", &f.Limit.Count, 1, 100, "Number of power-downs allowed within the window."),
 			duration("window", &f.Limit.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
+			section("per_host", "Cap on power-downs of one host. At the cap it is held, and with action reboot it is not powered on again.", []field{
+				integer("count", &f.Limit.PerHost.Count, 0, 100, "Number of power-downs of one host allowed within the window; 0 is no limit of its own."),
+				duration("window", &f.Limit.PerHost.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
+			}),
 		}),
 		levels("levels", &f.Levels, "The ladder. Levels are tried in this order; all devices of a level must succeed. Two power supplies are one level of two devices."),
 		duration("check_interval", &f.CheckInterval, 10*time.Second, 4*time.Minute, "Time between two background readings of each device. They find a wrong password today, and make a device trusted: one that said on within the last ten minutes, while its host lived."),

@@ -25,7 +25,7 @@ type options struct {
 }
 
 // WithFenceActions names the fence actions that this program can carry out.
-// Others are refused with that remark. Without it, none and off are accepted.
+// Others are refused with that remark. Without it, all that can be configured are.
 func WithFenceActions(actions ...haven.FenceAction) Option {
 	return func(o *options) { o.actions = actions }
 }
@@ -48,7 +48,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 // Parse checks a configuration that is in memory. The name stands in messages
 // for the file. The error is always an *Error.
 func Parse(name string, data []byte, opts ...Option) (*Config, error) {
-	o := options{actions: []haven.FenceAction{haven.ActionNone, haven.ActionOff}}
+	o := options{actions: []haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink}}
 	for _, opt := range opts {
 		opt(&o)
 	}

@@ -37,7 +37,7 @@ func Default(p Profile) *Config {
 		},
 		Fencing: Fencing{
 			Action:        haven.ActionOff,
-			Limit:         Limit{Count: 3, Window: time.Hour},
+			Limit:         Limit{Count: 3, Window: time.Hour, PerHost: HostLimit{Window: time.Hour}},
 			CheckInterval: time.Minute,
 			VerifyTimeout: time.Minute,
 			Devices:       map[string]Device{},

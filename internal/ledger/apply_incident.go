@@ -217,6 +217,9 @@ func (c CloseIncident) apply(s *State, _ Position) error {
 	if _, pending := in.Pending(); pending {
 		return reject("a fence attempt of incident %s is not over", c.ID)
 	}
+	if in.SwitchingOn() {
+		return reject("the power-on of incident %s is not over", c.ID)
+	}
 	s.setHold(in, haven.Hold{}, c.Entry)
 	in.Step, in.Outcome, in.ClosedAt = haven.StepClosed, c.Outcome, c.Entry.At
 	s.finished(in.ID)

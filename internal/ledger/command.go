@@ -312,6 +312,10 @@ func decodeOne(e envelope) (Command, error) {
 		return body[BeginFence](e)
 	case "end-fence":
 		return body[EndFence](e)
+	case "begin-on":
+		return body[BeginOn](e)
+	case "end-on":
+		return body[EndOn](e)
 	case "prove-dead":
 		return body[ProveDead](e)
 	case "close-incident":

@@ -214,7 +214,9 @@ type Incident struct {
 	Proof       *haven.Proof `json:"proof,omitempty"`
 	// Attempts are the latest power commands that were decided for this incident.
 	Attempts []FenceAttempt `json:"attempts,omitempty"`
-	VMs      []haven.VMID   `json:"vms,omitempty"` // that the proof freed
+	// On is the power-on after the proof, with action reboot.
+	On  *PowerOn     `json:"on,omitempty"`
+	VMs []haven.VMID `json:"vms,omitempty"` // that the proof freed
 	// Response is what was begun on the host itself because the configuration
 	// says so; empty while nothing was. A VM that ends there afterwards was not
 	// stopped by its user.

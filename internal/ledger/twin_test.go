@@ -49,6 +49,8 @@ type now struct {
 	closed   map[haven.IncidentID]bool
 	cause    map[haven.VMID]haven.IncidentID // that freed the VM
 	care     map[haven.HostID]bool           // in maintenance
+	tried    map[haven.IncidentID]bool       // a power-off was decided
+	on       map[haven.IncidentID]bool       // a power-on was decided
 }
 
 func recount(history []happened) *now {
@@ -58,6 +60,7 @@ func recount(history []happened) *now {
 		epoch: map[haven.VMID]haven.Epoch{}, orders: map[haven.OrderID]haven.Order{}, out: map[haven.VMID]place{},
 		exempt: map[haven.IncidentID]bool{}, about: map[haven.IncidentID]place{}, fencing: map[haven.IncidentID]int{}, proof: map[haven.IncidentID]bool{},
 		closed: map[haven.IncidentID]bool{}, cause: map[haven.VMID]haven.IncidentID{}, care: map[haven.HostID]bool{},
+		tried: map[haven.IncidentID]bool{}, on: map[haven.IncidentID]bool{},
 	}
 	for _, h := range history {
 		n.take(h.c)
@@ -156,8 +159,12 @@ func (n *now) takeBrakes(c Command) {
 		n.about[c.ID] = place{c.Host, c.Boot}
 		n.fencing[c.ID], n.proof[c.ID], n.closed[c.ID] = 0, false, false
 		delete(n.exempt, c.ID)
+		n.tried[c.ID], n.on[c.ID] = false, false
+	case BeginOn:
+		n.on[c.ID] = true
 	case BeginFence:
 		n.fencing[c.ID] = c.Attempt.N
+		n.tried[c.ID] = true
 	case EndFence:
 		if n.fencing[c.ID] == c.N {
 			n.fencing[c.ID] = 0
@@ -193,6 +200,23 @@ func (n *now) checkFence(c BeginFence) error {
 		return fmt.Errorf("%s is fenced in maintenance", n.about[c.ID].host)
 	case n.proof[c.ID] || n.closed[c.ID]:
 		return fmt.Errorf("%s is fenced, and it is over", c.ID)
+	}
+	return nil
+}
+
+// checkOn holds a power-on that the ledger took against P6 and P2: only what
+// Haven powered off, and what is proved off, is switched on, and once.
+func (n *now) checkOn(c BeginOn) error {
+	at := n.about[c.ID]
+	switch {
+	case n.disarmed:
+		return fmt.Errorf("%s is switched on while recovery is disarmed", c.ID)
+	case n.care[at.host]:
+		return fmt.Errorf("%s is switched on in maintenance", at.host)
+	case !n.dead[at] || n.boot[at.host] != at.boot || n.closed[c.ID] || !n.proof[c.ID]:
+		return fmt.Errorf("%s is switched on, and it is not proved off", at.host)
+	case !n.tried[c.ID] || n.fencing[c.ID] > 0 || n.on[c.ID]:
+		return fmt.Errorf("%s is switched on and was not powered off, or it is for the second time", at.host)
 	}
 	return nil
 }
@@ -444,6 +468,10 @@ func (w *outside) trouble() Command {
 	entry := Entry{At: w.now(), What: "line"}
 	_, pending := in.Pending()
 	switch {
+	case in.SwitchingOn() && w.chance(60, "on is over"):
+		return EndOn{ID: in.ID, Failed: w.chance(30, "failed"), At: w.now()}
+	case in.Proof != nil && len(in.Attempts) > 0 && w.chance(30, "on"):
+		return BeginOn{ID: in.ID, On: PowerOn{Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
 	case pending && w.chance(60, "ends"):
 		return EndFence{ID: in.ID, N: in.NextAttempt() - 1, At: w.now()}
 	case needsProof(in.Step) && w.chance(60, "closed"):
@@ -462,6 +490,8 @@ func (w *outside) trouble() Command {
 		return EndFence{ID: in.ID, N: in.NextAttempt() - 1, At: w.now()}
 	case 6:
 		return CloseIncident{ID: in.ID, Entry: entry}
+	case 7:
+		return BeginOn{ID: in.ID, On: PowerOn{Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
 	}
 	return NoteIncident{ID: in.ID, Step: pick(w, append(slices.Clone(stepOrder), ""), "to"), Entry: entry}
 }
@@ -546,6 +576,11 @@ func TestTwin(t *testing.T) {
 			}
 			if c, ok := h.c.(BeginFence); ok {
 				if err := recount(history).checkFence(c); err != nil {
+					t.Fatalf("P6: %v", err)
+				}
+			}
+			if c, ok := h.c.(BeginOn); ok {
+				if err := recount(history).checkOn(c); err != nil {
 					t.Fatalf("P6: %v", err)
 				}
 			}

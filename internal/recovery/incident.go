@@ -227,6 +227,9 @@ func (m *Machine) end(e ledger.EndFence) {
 func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
 	if hold := m.brake(s, h, in, view); hold.Reason != "" {
 		m.hold(in, hold)
+		if hold.Reason == haven.HoldActionNone && h.Role != haven.RoleWitness {
+			m.blink(in)
+		}
 		return
 	}
 	if r, ok := m.blocked[in.ID]; ok && m.now.Before(r.after) {
@@ -260,11 +263,13 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	if h.Role == haven.RoleWitness {
 		return haven.Hold{Reason: haven.HoldActionNone, Detail: "it is a witness: it runs no VMs, and nothing is won by powering it off"}
 	}
-	action := m.cfg.Action
-	if a, ok := m.cfg.Actions[h.ID]; ok {
-		action = a
-	}
-	if action == haven.ActionNone {
+	switch m.action(h.ID) {
+	case haven.ActionOff, haven.ActionReboot:
+	case haven.ActionBlink:
+		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is blink for this host: its identify light is made to blink, and nothing else; if it is off, say so: haven fence confirm %s", h.ID)}
+	case haven.ActionNone, haven.ActionOn, haven.ActionStatus, haven.ActionTest:
+		fallthrough
+	default:
 		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is none for this host; if it is off, say so: haven fence confirm %s", h.ID)}
 	}
 	if !m.cfg.Devices[h.ID] {
@@ -276,16 +281,10 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 // capped asks the limit on power-downs. Going on with a host that was counted
 // already is not another power-down.
 func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
-	history := make([]fencing.FenceRecord, 0, len(s.Fences))
-	for _, f := range s.Fences {
-		history = append(history, fencing.FenceRecord{Host: f.Host, Incident: f.Incident, At: f.At})
+	may, whose := m.cfg.Cap.Allow(m.now, m.fences(s, ""), in.ID, in.Host), ""
+	if may.Allowed && m.cfg.HostCap.Count > 0 {
+		may, whose = m.cfg.HostCap.Allow(m.now, m.fences(s, in.Host), in.ID, in.Host), "of this host, "
 	}
-	for _, c := range m.out.Commands { // decided a moment ago
-		if b, ok := c.(ledger.BeginFence); ok {
-			history = append(history, fencing.FenceRecord{Host: s.Incidents[b.ID].Host, Incident: b.ID, At: b.Attempt.BegunAt})
-		}
-	}
-	may := m.cfg.Cap.Allow(m.now, history, in.ID, in.Host)
 	if may.Allowed {
 		return haven.Hold{}
 	}
@@ -293,7 +292,26 @@ func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
 		m.wake(may.Until.Sub(m.now))
 	}
 	return haven.Hold{Reason: haven.HoldCap, Detail: fmt.Sprintf(
-		"%s; it goes on by itself when the limit allows; if the host is off, say so: haven fence confirm %s", may.Why, in.Host)}
+		"%s%s; it goes on by itself when the limit allows; if the host is off, say so: haven fence confirm %s", whose, may.Why, in.Host)}
+}
+
+// fences is the history of power-downs, of all hosts or of one.
+func (m *Machine) fences(s *ledger.State, of haven.HostID) []fencing.FenceRecord {
+	history := make([]fencing.FenceRecord, 0, len(s.Fences))
+	add := func(r fencing.FenceRecord) {
+		if of == "" || of == r.Host {
+			history = append(history, r)
+		}
+	}
+	for _, f := range s.Fences {
+		add(fencing.FenceRecord{Host: f.Host, Incident: f.Incident, At: f.At})
+	}
+	for _, c := range m.out.Commands { // decided a moment ago
+		if b, ok := c.(ledger.BeginFence); ok {
+			add(fencing.FenceRecord{Host: s.Incidents[b.ID].Host, Incident: b.ID, At: b.Attempt.BegunAt})
+		}
+	}
+	return history
 }
 
 // fenced takes in the end of a fence attempt.
@@ -371,7 +389,9 @@ func (m *Machine) settle(s *ledger.State, in *ledger.Incident) {
 			ordered++
 		}
 	}
+	switchesOn := m.powerOn(s, in, waiting, ordered)
 	switch {
+	case waiting+ordered == 0 && switchesOn:
 	case waiting+ordered == 0:
 		outcome := fmt.Sprintf("all %d VMs run again", len(in.VMs))
 		switch {

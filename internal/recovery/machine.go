@@ -24,6 +24,9 @@ type Config struct {
 	Devices map[haven.HostID]bool              // hosts that have a fence device
 	// Cap is the limit on power-downs in the whole cluster (P6).
 	Cap fencing.Limit
+	// HostCap is the limit on power-downs of one host. A count of 0 is no limit of
+	// its own.
+	HostCap fencing.Limit
 	// ReportAfter is how long a trouble that leads to no action must last
 	// before it becomes an incident. It keeps blips out of the ledger.
 	ReportAfter time.Duration
@@ -227,7 +230,10 @@ type Machine struct {
 	stops     map[string]time.Time
 	held      map[holdKey]*heldFor
 	faces     map[haven.HostID]*face
-	finishing string // what a disarm waits for
+	switched  map[haven.IncidentID]ledger.EndOn // power-ons that are over, until the ledger shows it
+	blinked   map[haven.IncidentID]time.Time    // when a light was made to blink last
+	blinking  map[haven.IncidentID]bool         // and was told of
+	finishing string                            // what a disarm waits for
 
 	now time.Time
 	in  Input
@@ -267,6 +273,7 @@ func New(cfg Config) *Machine {
 		dead: map[haven.HostID]time.Time{}, there: map[haven.VMID]time.Time{},
 		lost: map[haven.HostID]time.Time{}, stops: map[string]time.Time{}, held: map[holdKey]*heldFor{}, faces: map[haven.HostID]*face{},
 		ended: map[haven.IncidentID]ledger.EndFence{}, proofs: map[haven.IncidentID]ledger.ProveDead{},
+		switched: map[haven.IncidentID]ledger.EndOn{}, blinked: map[haven.IncidentID]time.Time{}, blinking: map[haven.IncidentID]bool{},
 	}
 }
 
@@ -292,6 +299,7 @@ func (m *Machine) Step(s *ledger.State, in Input) Output {
 	m.watchHolds(s)
 	m.watchDisarm(s)
 	m.forget(s)
+	m.forgetPower(s)
 	return m.out
 }
 
@@ -310,6 +318,12 @@ func (m *Machine) absorb(s *ledger.State, d Done) {
 		} else {
 			m.keepProof(s, act, d)
 		}
+	case PowerOn:
+		if mine {
+			m.switchedOn(s, act, d)
+		}
+	case Blink:
+		m.blinks(s, act, d)
 	case Ask:
 		if d.Err == nil && d.Inventory != nil && d.Inventory.Host == act.Host && !d.Begun.Before(m.answers[act.Host].asked) {
 			m.answers[act.Host] = answer{*d.Inventory, d.Begun}

@@ -54,7 +54,14 @@ func settled(w *world) []string {
 // P7: the master dies after any entry of the ledger, before any act or with acts
 // under way, and the next one finishes; or the entries do not come through.
 func TestMasterDiesAnywhere(t *testing.T) {
+	t.Run("off", func(t *testing.T) { dieAnywhere(t, haven.ActionOff) })
+	t.Run("reboot", func(t *testing.T) { dieAnywhere(t, haven.ActionReboot) })
+}
+
+func dieAnywhere(t *testing.T, action haven.FenceAction) {
 	probe := newWorld()
+	probe.cfg.Action = action
+	probe.m = New(probe.cfg)
 	entries := 0
 	probe.commit = func([]ledger.Command) bool { entries++; return true }
 	if hung(probe); len(settled(probe)) > 0 || entries < 8 {
@@ -76,6 +83,8 @@ func TestMasterDiesAnywhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for at := 1; at <= entries; at++ {
 				w := newWorld()
+				w.cfg.Action = action
+				w.m = New(w.cfg)
 				var transcript strings.Builder
 				w.log = func(format string, args ...any) {
 					fmt.Fprintf(&transcript, "%s %s\n", w.clock(), fmt.Sprintf(format, args...))

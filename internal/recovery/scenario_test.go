@@ -137,7 +137,16 @@ var deeds = map[string]deed{
 		w.m = New(w.cfg)
 		return err
 	}),
-	"action": hostDeed(func(w *world, h *host, f []string) { w.cfg.Actions[h.id] = haven.FenceAction(f[2]) }),
+	// host-cap N is the limit of each host.
+	"host-cap": clusterDeed(func(w *world, f []string) error {
+		n, err := strconv.Atoi(f[1])
+		w.cfg.HostCap = fencing.Limit{Count: n, Window: time.Hour}
+		w.m = New(w.cfg)
+		return err
+	}),
+	// on-fails WHY…: hosts cannot be switched on.
+	"on-fails": clusterDeed(func(w *world, f []string) error { w.onFails = strings.TrimSpace(strings.Join(f[1:], " ")); return nil }),
+	"action":   hostDeed(func(w *world, h *host, f []string) { w.cfg.Actions[h.id] = haven.FenceAction(f[2]) }),
 	"no-device": hostDeed(func(w *world, h *host, _ []string) {
 		w.cfg.Devices[h.id] = false
 	}),

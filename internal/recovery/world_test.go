@@ -38,6 +38,8 @@ type world struct {
 
 	users map[haven.VMID]bool // what the users want: it runs
 	names map[haven.VMID]string
+	// onFails says why hosts cannot be switched on; empty: they can.
+	onFails string
 	// fence decides what a power-off leads to; delay how long an act takes.
 	fence func(h *host) (proves bool, after time.Duration, detail string)
 	delay func(a Act) time.Duration
@@ -208,6 +210,12 @@ func (w *world) checkCommand(c ledger.Command) {
 	case ledger.BeginFence:
 		if w.state.Hosts[w.state.Incidents[c.ID].Host].Maintenance != nil || w.state.Disarm != nil {
 			w.violation("P6: %s is fenced while it is held back", c.ID)
+		}
+	case ledger.BeginOn:
+		in := w.state.Incidents[c.ID]
+		l := w.state.Hosts[in.Host]
+		if in.Proof == nil || l.Maintenance != nil || w.state.Disarm != nil {
+			w.violation("P6: %s is switched on while it is held back, or not proved off", in.Host)
 		}
 	case ledger.ProveDead:
 		if h := w.hosts[c.Proof.Host]; h.on && h.boot == c.Proof.Boot {
@@ -476,6 +484,11 @@ func (w *world) act(a Act) {
 	switch a := a.(type) {
 	case Fence:
 		w.actFence(a, reign, end)
+	case PowerOn:
+		w.actOn(a, reign, end)
+	case Blink:
+		w.log("act    blink %s", a.Host)
+		w.in(w.delay(a), func() { end(Done{Detail: "bmc: blinks"}) })
 	case Ask:
 		h, half := w.hosts[a.Host], w.delay(a)/2
 		w.in(half, func() {
@@ -523,6 +536,33 @@ func (w *world) actFence(a Fence, reign int, end func(Done)) {
 		}
 		w.off(h)
 		end(Done{Detail: detail, Proof: &haven.Proof{Kind: haven.ProofPowerOff, Host: a.Host, Boot: a.Boot, By: string(w.self), At: w.now, Detail: detail}})
+	})
+}
+
+// actOn is a device that switches a host on, after it was asked whether it is on.
+func (w *world) actOn(a PowerOn, reign int, end func(Done)) {
+	h := w.hosts[a.Host]
+	if in := w.state.Incidents[a.Incident]; !in.SwitchingOn() {
+		w.violation("P7: %s is switched on and the ledger does not say so", a.Host)
+	}
+	w.log("act    switch on %s", a.Host)
+	w.in(2*time.Second, func() {
+		in, l := w.state.Incidents[a.Incident], w.state.Hosts[a.Host]
+		switch {
+		case reign != w.reign || !in.SwitchingOn() || l.Boot != a.Boot || l.Maintenance != nil || w.state.Disarm != nil:
+			end(Done{Err: errors.New("not permitted: the ledger does not ask for it any more")})
+			return
+		case w.onFails != "":
+			end(Done{Err: errors.New(w.onFails)})
+			return
+		case !h.on:
+			w.in(5*time.Second, func() {
+				if !h.on {
+					w.bootHost(h)
+				}
+			})
+		}
+		end(Done{Detail: "bmc: on"})
 	})
 }
 
@@ -641,6 +681,10 @@ func summary(w *world, c ledger.Command, err error) string {
 		s = fmt.Sprintf("fence %s, attempt %d", c.ID, c.Attempt.N)
 	case ledger.EndFence:
 		s = fmt.Sprintf("fence %s, attempt %d is over, proved %t: %s", c.ID, c.N, c.Proved, c.Detail)
+	case ledger.BeginOn:
+		s = fmt.Sprintf("switch on %s", c.ID)
+	case ledger.EndOn:
+		s = fmt.Sprintf("switching on %s is over, failed %t: %s", c.ID, c.Failed, c.Detail)
 	case ledger.ProveDead:
 		s = fmt.Sprintf("%s is proved dead (%s)", c.Proof.Boot, c.Proof.Kind)
 	case ledger.CloseIncident:
