@@ -250,6 +250,9 @@ func fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, 
 	if d.Driver == "command" {
 		return programDevice(host, name, d, password)
 	}
+	if d.Driver == "redfish" {
+		return redfishDevice(name, d, password)
+	}
 	var suites []int
 	for _, s := range d.CipherSuite.Suites() {
 		suites = append(suites, int(s))

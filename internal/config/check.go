@@ -274,7 +274,7 @@ func (k *checker) addresses() {
 			k.wrong("one BMC cannot be that of all hosts", "move the address to each host: hosts.NAME.fencing.devices."+n+".address", "fencing.devices."+n+".address")
 		}
 	}
-	bmc := map[netip.AddrPort]haven.HostID{}
+	bmc := map[netip.AddrPort][]seat{}
 	for _, id := range hypervisors {
 		devices := k.c.Hosts[id].Fencing.Devices
 		for _, n := range sorted(devices) {
@@ -288,12 +288,12 @@ func (k *checker) addresses() {
 			if v.Driver == "command" {
 				continue // One power strip has an outlet for each host.
 			}
-			seat := netip.AddrPortFrom(v.Address, uint16(v.Port))
-			if other, twice := bmc[seat]; twice {
-				k.wrong(fmt.Sprintf("%s is a device of host %s as well: one of the two would be powered off for the other", v.Address, other), "give each host the address of its own BMC", key)
+			at, s := netip.AddrPortFrom(v.Address, uint16(v.Port)), seat{id, v.system()}
+			if i := slices.IndexFunc(bmc[at], s.same); i >= 0 {
+				k.wrong(fmt.Sprintf("%s is a device of host %s as well: one of the two would be powered off for the other", v.Address, bmc[at][i].host), "give each host the address of its own BMC", key)
 				continue
 			}
-			bmc[seat] = id
+			bmc[at] = append(bmc[at], s)
 		}
 	}
 }
@@ -361,6 +361,9 @@ func (k *checker) lacking(id haven.HostID, n string) []string {
 	need("address", !v.Address.IsValid())
 	need("username", v.Username == "")
 	need("password_file", v.PasswordFile == "")
+	if v.Driver == "redfish" && v.Redfish.CAFile == "" && !k.given(deviceKey(id, n)+".redfish.ca_file") && !k.given("fencing.devices."+n+".redfish.ca_file") {
+		need("redfish.pin", v.Redfish.Pin == "")
+	}
 	return lacks
 }
 
@@ -380,6 +383,10 @@ func (k *checker) lack(what string, ids []haven.HostID) {
 		for _, id := range ids {
 			k.wrong("is missing", "add the address of this host's BMC", deviceKey(id, n)+".address")
 		}
+		return
+	}
+	if name == "redfish.pin" {
+		k.wrong("is missing ("+hosts+"), and so is ca_file: what answers there could be anything", "add the pin of each board, or ca_file for all; operations.md shows how to get a pin", common+"."+name, deviceKey(ids[0], n)+"."+name)
 		return
 	}
 	if k.given(common) {

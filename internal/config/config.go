@@ -151,14 +151,24 @@ type HostLimit struct {
 // Device is one fence device. Of a host it is complete; among the cluster's
 // defaults, parts may be missing.
 type Device struct {
-	Driver       string // ipmi or command
+	Driver       string // ipmi, redfish or command
 	Address      netip.Addr
 	Port         int
 	Username     string
 	PasswordFile string
 	Timeout      time.Duration
 	CipherSuite  CipherSuite
+	Redfish      Redfish // of driver redfish
 	Command      Command // of driver command
+}
+
+// Redfish is what only a device that speaks Redfish has.
+type Redfish struct {
+	System          string // path of the computer system; empty for the only one
+	CAFile          string // one of CAFile and Pin is set, or both
+	CertificateName string
+	Pin             string // 64 hexadecimal digits
+	Session         string // session or basic
 }
 
 // Command is a fence device that comes with a program.

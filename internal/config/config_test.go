@@ -145,7 +145,7 @@ func TestCommandDevice(t *testing.T) {
 	h1, _ := c.Host("h1")
 	h2, _ := c.Host("h2")
 	want := Device{
-		Driver: "command", Address: netip.MustParseAddr("10.1.0.1"), Port: 623, Username: "apc", Timeout: 2 * time.Second, CipherSuite: "auto",
+		Driver: "command", Address: netip.MustParseAddr("10.1.0.1"), Port: 623, Username: "apc", Timeout: 2 * time.Second, CipherSuite: "auto", Redfish: defaultDevice().Redfish,
 		Command: Command{
 			Style: "fence-agents", Program: "/usr/sbin/fence_apc", Options: map[string]string{"plug": "1"},
 			Words: Words{Off: "off", On: "on", Status: "status", Test: "monitor"}, ExitOff: 3, RunTimeout: 20 * time.Second,
@@ -168,8 +168,8 @@ func TestHostViews(t *testing.T) {
 		t.Errorf("h2: %+v", h2)
 	}
 	want := [][]Device{{
-		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto", Command: defaultDevice().Command},
-		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3", Command: defaultDevice().Command},
+		{Driver: "ipmi", Address: netip.MustParseAddr("10.1.0.9"), Port: 623, Username: "u", PasswordFile: "/k/pdu", Timeout: 2 * time.Second, CipherSuite: "auto", Redfish: defaultDevice().Redfish, Command: defaultDevice().Command},
+		{Driver: "ipmi", Address: netip.MustParseAddr("fd00::2"), Port: 624, Username: "root", PasswordFile: "/k/bmc", Timeout: 5 * time.Second, CipherSuite: "3", Redfish: defaultDevice().Redfish, Command: defaultDevice().Command},
 	}}
 	if got := h2.Ladder(); !reflect.DeepEqual(got, want) {
 		t.Errorf("ladder of h2:\n got %+v\nwant %+v", got, want)

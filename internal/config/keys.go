@@ -172,14 +172,25 @@ func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) 
 
 func (v *Device) keys() []field {
 	return []field{
-		word("driver", &v.Driver, []string{"ipmi", "command"}, []string{"redfish", "watchdog", "manual"}, "How to talk to it. ipmi: over the network (RMCP+). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
+		word("driver", &v.Driver, []string{"ipmi", "redfish", "command"}, []string{"watchdog", "manual"}, "How to talk to it. ipmi: over the network (RMCP+). redfish: over the network (HTTPS). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
 		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host. With driver command it is what the program is told, if it wants one."),
-		port(&v.Port, "UDP port of the BMC."),
+		port(&v.Port, "Port of the BMC: UDP, or TCP with driver redfish, where the default is 443."),
 		username("username", &v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
 		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
-		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included."),
+		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included. With driver redfish the default is 15s: slow boards need 3 s for each of four or five answers."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
+		section("redfish", "The device, with driver redfish. Its certificate is always verified, by ca_file or by pin, or anything at its address could say off.", v.Redfish.keys()),
 		section("command", "The program of a device with driver command. It runs as root, without a shell, in a process group that is killed when its time is up.", v.Command.keys()),
+	}
+}
+
+func (r *Redfish) keys() []field {
+	return []field{
+		resource("system", &r.System, "Path of the host's computer system, such as /redfish/v1/Systems/1. Only a board with several needs it."),
+		file("ca_file", &r.CAFile, "Certificates of the authorities that the board's certificate comes from. It is read for each session."),
+		line("certificate_name", &r.CertificateName, "The name in the board's certificate, with ca_file, if that is not the board's address."),
+		fingerprint("pin", &r.Pin, "SHA-256 of the public key in the board's certificate. Alone it also accepts a certificate that is self-signed, expired or for another name. With ca_file both must be right."),
+		word("session", &r.Session, []string{"session", "basic"}, nil, "session: log in, and delete the session afterwards. basic: send user and password with each request, for boards whose sessions do not work."),
 	}
 }
 

@@ -76,6 +76,7 @@ func Parse(name string, data []byte, opts ...Option) (*Config, error) {
 	}
 	k := newChecker(c, d.problems)
 	k.storeTypes = o.storeTypes
+	k.driverDefaults()
 	k.relations()
 	sortProblems(k.problems)
 	sortProblems(k.warnings)

@@ -10,7 +10,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -186,7 +186,7 @@ func Serve(lis net.Listener, cfg Config) (*Service, error) {
 		cfg.Certificate = &c
 	}
 	s := &Service{cfg: cfg, lis: lis, done: make(chan struct{}), uuid: cfg.UUID, on: !cfg.Off, was: !cfg.Off, lit: "Off", sessions: map[string]session{}}
-	quiet := log.New(discard{}, "", 0) // failed handshakes are what some tests are about
+	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // failed handshakes are what some tests are about
 	s.server = &http.Server{Handler: http.HandlerFunc(s.serve), ErrorLog: quiet, IdleTimeout: cfg.IdleTimeout, ReadHeaderTimeout: time.Minute}
 	var outer net.Listener = &cutter{Listener: lis, s: s}
 	if !cfg.Plain {
@@ -195,10 +195,6 @@ func Serve(lis net.Listener, cfg Config) (*Service, error) {
 	s.wg.Go(func() { _ = s.server.Serve(outer) })
 	return s, nil
 }
-
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // cutter cuts connections of a board that restarts.
 type cutter struct {
