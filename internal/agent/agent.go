@@ -21,6 +21,7 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/flight"
+	"github.com/haven-ha/haven/internal/isolation"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/notify"
 	"github.com/haven-ha/haven/internal/numbers"
@@ -62,6 +63,7 @@ type Agent struct {
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
 	deviceNews   deviceNews
+	selfTold     isolation.State // the isolation loop's own: of what people were told
 
 	self      atomic.Pointer[selfView]
 	judgement atomic.Pointer[judged]

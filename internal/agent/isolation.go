@@ -205,7 +205,7 @@ func (a *Agent) voters() (hosts []haven.HostID) {
 
 // tell logs what changed, and notifies people of it.
 func (w *selfWatch) tell(v *selfView) {
-	w.a.notifySelf(v, &w.last)
+	w.a.notifySelf(time.Now(), v, &w.last)
 	log := w.a.log.With("reached", v.reached, "hosts", v.hosts)
 	if v.State != w.last.State && (w.last.State != "" || v.State != isolation.Connected) {
 		switch v.State {

@@ -58,23 +58,28 @@ func (a *Agent) noticeEvent(n recovery.Notice) notify.Event {
 	return e
 }
 
+// selfPatience is how long an agent must have seen nobody before it tells people:
+// at a cold start the others come a moment later.
+const selfPatience = 10 * time.Second
+
 // notifySelf tells what this agent found out about its own host, which no master
 // can tell: there may be none on this side.
-func (a *Agent) notifySelf(v, was *selfView) {
+func (a *Agent) notifySelf(now time.Time, v, was *selfView) {
 	tell := func(kind, text string, since time.Time) {
 		a.notify(notify.Event{Kind: kind, Host: a.d.Host, Text: text, ID: notify.NewID(kind, string(a.d.Host), since.UTC().Format(time.RFC3339))})
 	}
-	now := time.Now()
-	lost := func(s isolation.State) bool { return s == isolation.Isolated || s == isolation.Partitioned }
-	if v.State != was.State {
-		switch {
-		case v.State == isolation.Isolated:
-			tell(notify.KindIsolated, fmt.Sprintf("%s is isolated; its VMs keep running: %s", a.d.Host, v.Why), now)
-		case v.State == isolation.Partitioned:
-			tell(notify.KindCutOff, fmt.Sprintf("%s is cut off from all others, but its network works: %s", a.d.Host, v.Why), now)
-		case lost(was.State) && v.State == isolation.Connected:
-			tell(notify.KindRejoined, fmt.Sprintf("%s is not isolated any more: %s", a.d.Host, v.Why), now)
+	lost := v.State == isolation.Isolated || v.State == isolation.Partitioned
+	switch {
+	case lost && v.State != a.selfTold && now.Sub(v.Since) >= selfPatience:
+		a.selfTold = v.State
+		if v.State == isolation.Isolated {
+			tell(notify.KindIsolated, fmt.Sprintf("%s is isolated; its VMs keep running: %s", a.d.Host, v.Why), v.Since)
+		} else {
+			tell(notify.KindCutOff, fmt.Sprintf("%s is cut off from all others, but its network works: %s", a.d.Host, v.Why), v.Since)
 		}
+	case v.State == isolation.Connected && a.selfTold != "":
+		a.selfTold = ""
+		tell(notify.KindRejoined, fmt.Sprintf("%s is not isolated any more: %s", a.d.Host, v.Why), now)
 	}
 	switch {
 	case !v.noQuorum.IsZero() && was.noQuorum.IsZero():

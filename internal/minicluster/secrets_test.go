@@ -6,10 +6,16 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -25,9 +31,11 @@ import (
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	var log lockedBuffer
 	dir := t.TempDir()
+	targets := notifyTargets(t)
 	c, err := minicluster.New(minicluster.Options{
 		Hosts: 3, Dir: dir, StoreChild: []string{"/proc/self/exe", "store-child"},
 		Net: [2]byte{byte(os.Getpid() >> 8), byte(os.Getpid())}, MemoryMiB: 8192, OnEvent: func(world.Event) {},
+		Config: func(yaml string) string { return yaml + targets.yaml },
 		Log: func(host haven.HostID) *slog.Logger {
 			return slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug - 4})).With("self", host)
 		},
@@ -62,6 +70,9 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		"a private key":             []byte("PRIVATE KEY"),
 		"the Authorization of HTTP": []byte("Authorization"),
 	}
+	for _, secret := range targets.secrets {
+		secrets["a secret of a notification target"+secret] = []byte(secret)
+	}
 	search := func(where string, data []byte) {
 		for what, secret := range secrets {
 			if at := bytes.Index(data, secret); at >= 0 {
@@ -84,6 +95,20 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		}
 		search(path, answer)
 	}
+	var tested client.NotifyTested
+	if err := api.Post(t.Context(), "kvm-01", client.PathNotifyTest, client.NotifyTest{}, &tested); err != nil || len(tested.Targets) != 3 {
+		t.Errorf("%+v, %v", tested, err)
+	}
+	for _, o := range tested.Targets {
+		if o.Error == "" {
+			t.Errorf("%s took a test that it cannot have taken", o.Target)
+		}
+		search("the outcome of a test", []byte(o.Error))
+	}
+	if got := targets.heard(); !strings.Contains(got, "POST /hook-token-") || !strings.Contains(got, "host-proved-dead") {
+		t.Errorf("the web hook heard %q", got)
+	}
+	search("the log, once targets failed", log.Bytes())
 	var incidents []client.Incident
 	if err := api.Get(t.Context(), "kvm-01", "/v1/incidents", &incidents); err != nil || len(incidents) == 0 {
 		t.Fatalf("%d incidents, %v", len(incidents), err)
@@ -106,6 +131,52 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// told are notification targets that all fail a test, and what one of them heard.
+type told struct {
+	yaml    string
+	secrets []string
+	buffer  *lockedBuffer
+}
+
+func (n told) heard() string { return string(n.buffer.Bytes()) }
+
+// notifyTargets makes a mail server that is not there, an SNMP manager that says
+// nothing and a web hook that refuses tests.
+func notifyTargets(t *testing.T) told {
+	t.Helper()
+	n := told{secrets: []string{"mail-password-31", "snmp-auth-secret-32", "snmp-priv-secret-33", "hook-token-34", "hook-key-35"}, buffer: &lockedBuffer{}}
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(n.buffer, "%s %s %s\n", r.Method, r.URL, body)
+		if strings.Contains(string(body), `"kind":"test"`) {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	t.Cleanup(hook.Close)
+	deaf, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = deaf.Close() })
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	n.yaml = fmt.Sprintf(`
+notify:
+  messages_per_minute: 600
+  email: [{name: ops, server: 127.0.0.1, port: 1, username: haven, password_file: %s, from: a@example.org, to: [b@example.org]}]
+  snmp: [{name: nms, address: 127.0.0.1, port: %d, inform: true, username: haven, auth_password_file: %s, privacy_password_file: %s}]
+  webhook: [{name: chat, url_file: %s, secret_file: %s}]
+`, file("mail", n.secrets[0]), deaf.LocalAddr().(*net.UDPAddr).Port, file("auth", n.secrets[1]), file("priv", n.secrets[2]),
+		file("url", hook.URL+"/"+n.secrets[3]), file("key", n.secrets[4]))
+	return n
 }
 
 // lockedBuffer is a buffer that several loggers write to.

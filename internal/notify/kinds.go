@@ -73,6 +73,12 @@ func catalogue() []Kind {
 		{"fencing", ClassFence, Critical, false, lookIncident},
 		{"fence-blocked", ClassFence, Critical, true, confirmOff},
 
+		{"power-on", ClassFence, Info, false, ""},
+		{"power-on-over", ClassFence, Info, false, ""},
+		{"power-on-withheld", ClassFence, Info, true, lookIncident},
+		{"power-on-failed", ClassFence, Warning, true, "Its VMs run elsewhere. Try again: haven fence on {host}"},
+		{"blink", ClassFence, Critical, true, confirmOff},
+
 		{"held", ClassHold, Warning, true, lookIncident},
 		{"brake-holds", ClassHold, Critical, true, lookHolds},
 		{"hold-lasts", ClassHold, Critical, true, lookHolds},
@@ -83,11 +89,9 @@ func catalogue() []Kind {
 		{"disarmed", ClassHold, Warning, true, "When the work is done: haven arm"},
 
 		{"vm-ordered", ClassVM, Info, false, ""},
-		{"vm-accepted", ClassVM, Info, false, ""},
 		{"vm-started", ClassVM, Info, false, ""},
 		{"vm-failed", ClassVM, Warning, false, "It is tried again by itself. Look: haven vms"},
 		{"vm-refused", ClassVM, Warning, false, "Another host is tried by itself. Look: haven vms"},
-		{"vm-unknown", ClassVM, Warning, false, "Look: haven vms"},
 		{"vm-moved", ClassVM, Info, false, ""},
 		{"vm-released", ClassVM, Warning, false, ""},
 		{"vm-stopped", ClassVM, Info, false, ""},

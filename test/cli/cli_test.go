@@ -188,6 +188,7 @@ func canned(dir, posted string) []api.Route {
 	act := func(path string, need api.Need) {
 		routes = append(routes, api.Route{Pattern: "POST /v1/" + path, Need: need, MaxBytes: client.MaxSmallBytes, Serve: answer})
 	}
+	act("notify/test", api.NeedOperator)
 	act("arm", api.NeedOperator)
 	act("disarm", api.NeedOperator)
 	act("hosts/{host}/confirm-dead", api.NeedOperator)
