@@ -37,6 +37,8 @@ type ackHeard struct {
 	from haven.HostID
 	boot haven.BootID
 	at   time.Time
+	// leaveRunning says why this host is to stop no VMs should it be isolated.
+	leaveRunning string
 }
 
 // told is what a neighbour read of a suspect's beats when it was asked.
@@ -115,10 +117,10 @@ func (e *evidence) forgetReports() {
 	clear(e.beats)
 }
 
-func (e *evidence) ack(from haven.HostID, boot haven.BootID, at time.Time) {
+func (e *evidence) ack(heard ackHeard) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.acked = ackHeard{from, boot, at}
+	e.acked = heard
 }
 
 func (e *evidence) probe(host haven.HostID, ps ...detector.Probe) {

@@ -57,6 +57,7 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 		if h := s.Hosts[r.Host]; h != nil {
 			ack.Slot = h.Slot
 		}
+		ack.LeaveRunning = leaveRunning(s, r.Host)
 	})
 	if news {
 		a.kick()

@@ -153,7 +153,7 @@ func (a *Agent) obey(ack client.Ack) {
 	if !ack.Registered {
 		return
 	}
-	a.ev.ack(ack.Master, a.bootOf(ack.Master), time.Now())
+	a.ev.ack(ackHeard{ack.Master, a.bootOf(ack.Master), time.Now(), ack.LeaveRunning})
 	a.useSlot(ack.Slot)
 	a.setTold()
 	a.setWatched(ack.Watch)

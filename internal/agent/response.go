@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,10 @@ type isolationInput struct {
 	Isolated, Backed bool
 	// Landed says that this host's word was read back from a store.
 	Landed bool
-	// Disarmed says that recovery was switched off as far as this host knows.
-	Disarmed bool
+	// LeaveRunning says why an operator wants no VM to be stopped, as far as this
+	// host knows: recovery was disarmed, or the host is in maintenance. It holds back
+	// a response that has not begun.
+	LeaveRunning string
 	// VMs are the protected VMs that are on this host.
 	VMs []haven.VMID
 }
@@ -67,7 +70,7 @@ const stopAgain = 5 * time.Second
 
 // Step looks at one moment.
 func (r *isolationResponse) Step(now time.Duration, in isolationInput) isolationOutput {
-	if r.action == config.IsolationLeave || r.action == "" || !in.Isolated || in.Disarmed && !r.begun {
+	if r.action == config.IsolationLeave || r.action == "" || !in.Isolated || in.LeaveRunning != "" && !r.begun {
 		r.both, r.begun, r.first, r.last = false, false, nil, nil
 		return isolationOutput{}
 	}
@@ -160,7 +163,7 @@ func (a *Agent) isolationInput(r *isolationResponse) isolationInput {
 		}
 	}
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
-		in.Disarmed = s.Disarm != nil
+		in.LeaveRunning = cmp.Or(leaveRunning(s, a.d.Host), a.ev.lastAck().leaveRunning)
 		for id, vm := range s.VMs {
 			if vm.Owner == a.d.Host && vm.OwnerBoot == a.d.Boot && vm.Phase == ledger.PhaseOwned {
 				protected[id] = true
@@ -175,6 +178,19 @@ func (a *Agent) isolationInput(r *isolationResponse) isolationInput {
 		}
 	}
 	return in
+}
+
+// leaveRunning says why an operator wants no VM of an isolated host to be stopped.
+// An agent without a vote has no ledger: it knows this from the last answer of the
+// master.
+func leaveRunning(s *ledger.State, host haven.HostID) string {
+	if s.Disarm != nil {
+		return "recovery was disarmed by " + s.Disarm.By
+	}
+	if h := s.Hosts[host]; h != nil && h.Maintenance != nil {
+		return "the host is in maintenance by " + h.Maintenance.By
+	}
+	return ""
 }
 
 // backed says whether more than half of the other hosts that write beats say, in

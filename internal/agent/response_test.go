@@ -47,7 +47,7 @@ func allowed(action config.IsolationAction, delay, shutdown time.Duration, histo
 	long := false
 	for i := from; i < len(history); i++ {
 		for k := i; k < len(history) && history[k].in.Backed; k++ {
-			if history[k].at-history[i].at >= delay && !history[k].in.Disarmed {
+			if history[k].at-history[i].at >= delay && history[k].in.LeaveRunning == "" {
 				long = true
 			}
 		}
@@ -91,7 +91,10 @@ func TestIsolationResponseAgainstTheDumbCheck(t *testing.T) {
 		at := time.Duration(0)
 		for range rapid.IntRange(1, 80).Draw(t, "moments") {
 			at += time.Duration(rapid.IntRange(100, 6000).Draw(t, "pause")) * time.Millisecond
-			in := isolationInput{Isolated: mostly("isolated"), Backed: mostly("backed"), Landed: mostly("landed"), Disarmed: !mostly("disarmed")}
+			in := isolationInput{Isolated: mostly("isolated"), Backed: mostly("backed"), Landed: mostly("landed")}
+			if !mostly("armed") {
+				in.LeaveRunning = "an operator says so"
+			}
 			for _, id := range []haven.VMID{respVM1, respVM2} {
 				if rapid.Bool().Draw(t, "there") {
 					in.VMs = append(in.VMs, id)
@@ -169,8 +172,8 @@ func TestIsolationResponse(t *testing.T) {
 			{40 * time.Second, with(func(in *isolationInput) { in.Backed = false }), true, nil},
 			{41 * time.Second, all, true, hard},
 		}},
-		{"disarmed before", config.IsolationPowerOff, []look{
-			{0, with(func(in *isolationInput) { in.Disarmed = true }), false, nil}, {time.Hour, with(func(in *isolationInput) { in.Disarmed = true }), false, nil},
+		{"disarmed, or in maintenance, before", config.IsolationPowerOff, []look{
+			{0, with(func(in *isolationInput) { in.LeaveRunning = "an operator says so" }), false, nil}, {time.Hour, with(func(in *isolationInput) { in.LeaveRunning = "an operator says so" }), false, nil},
 		}},
 	}
 	for _, tt := range tests {

@@ -121,6 +121,9 @@ type Ack struct {
 	WantInventory bool         `json:"want_inventory,omitempty"`
 	Protected     []haven.VMID `json:"protected,omitempty"`
 	SetAside      []haven.VMID `json:"set_aside,omitempty"`
+	// LeaveRunning says why the agent is to stop no VMs should it be isolated: recovery
+	// is disarmed, or its host is in maintenance. Empty when it may, as configured.
+	LeaveRunning string `json:"leave_running,omitempty"`
 	// Watch are the hosts whose beats the master wants to hear of whatever they
 	// do; of others it wants to hear only when their beats stand still.
 	Watch []haven.HostID `json:"watch,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/sim"
+	"github.com/haven-ha/haven/internal/world"
 )
 
 // configured switches a response on.
@@ -60,6 +61,29 @@ func TestResponses(t *testing.T) {
 			c.Isolate(h, true)
 			c.Recovered(2*time.Minute, h.N())
 			once(c, 2, h.N())
+		}}},
+		{"isolation while disarmed, of a host without a vote and without a ledger", sim.Scenario{Hosts: 7, VMs: 7, Config: configured(powerOff), Script: func(c *sim.Cluster) {
+			h := c.At(7) // the first five vote
+			operate(c, "/v1/disarm")
+			c.Sleep(3 * time.Second) // everybody has reported since
+			c.Isolate(h, true)
+			c.Calm(2 * time.Minute) // P4, P6
+			c.Isolate(h, false)
+			once(c, 1, h.N())
+			if n := c.Count(sim.What(world.VMEnds)); n > 0 {
+				c.Broken("%d VMs were stopped", n)
+			}
+			operate(c, "/v1/arm")
+		}}},
+		{"isolation of a host in maintenance", sim.Scenario{VMs: 3, Config: configured(powerOff), Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			operate(c, "/v1/hosts/"+string(h.ID)+"/maintenance")
+			c.Sleep(3 * time.Second)
+			c.Isolate(h, true)
+			c.Calm(90 * time.Second) // P4
+			c.Isolate(h, false)
+			operate(c, "/v1/hosts/"+string(h.ID)+"/maintenance/end")
+			once(c, 1, h.N())
 		}}},
 		{"isolation that ends before the delay", sim.Scenario{VMs: 3, Config: configured(powerOff), Script: func(c *sim.Cluster) {
 			h := c.Slave()
