@@ -165,6 +165,9 @@ func (a *tally) row(hosts int, n noise) string {
 func TestDetection(t *testing.T) {
 	lives := map[int]int{3: 1}
 	noises := []noise{{loss: 0.2}, {stall: 6 * time.Second}}
+	if underRace {
+		noises = noises[:1]
+	}
 	if *flagTable > 0 {
 		lives = map[int]int{3: 5 * *flagTable, 5: 5 * *flagTable, 16: 2 * *flagTable, 50: *flagTable}
 		noises = []noise{{}, {loss: 0.01}, {loss: 0.05}, {loss: 0.1}, {loss: 0.2},
