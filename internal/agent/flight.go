@@ -1,8 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"strconv"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -62,6 +66,27 @@ func (a *Agent) subjects() (all []flight.Subject) {
 		}
 	})
 	return all
+}
+
+// readRecording returns a piece of the recording that this agent has.
+func (a *Agent) readRecording(ctx context.Context, id haven.IncidentID, offset string) (any, error) {
+	off, err := strconv.ParseInt(cmp.Or(offset, "0"), 10, 64)
+	if err != nil || off < 0 {
+		return nil, badRequest(fmt.Errorf("offset %.30q: want a number of bytes", offset))
+	}
+	if a.recorder == nil {
+		return nil, fmt.Errorf("%s records nothing: %w", a.d.Host, haven.ErrNotFound)
+	}
+	data, size, err := a.recorder.Read(ctx, id, off)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s has no recording of incident %.200q: %w", a.d.Host, id, haven.ErrNotFound)
+	case errors.Is(err, flight.ErrBusy):
+		return nil, fmt.Errorf("%w: %w", err, haven.ErrUnavailable)
+	case err != nil:
+		return nil, err
+	}
+	return client.RecordingPiece{Host: a.d.Host, Size: size, Data: data}, nil
 }
 
 // recording says where this agent recorded an incident.

@@ -101,6 +101,11 @@ func (a *Agent) operatorRoutes() []api.Route {
 		view("/v1/incidents/{id}", func(ctx context.Context, c *api.Call) (any, error) {
 			return a.atMaster(func(bool) (any, error) { return a.viewIncident(haven.IncidentID(c.Path("id"))) })(ctx, c)
 		}),
+		view("/v1/incidents/{id}/recording", func(ctx context.Context, c *api.Call) (any, error) {
+			return a.atMaster(func(bool) (any, error) {
+				return a.readRecording(ctx, haven.IncidentID(c.Path("id")), c.Query("offset"))
+			})(ctx, c)
+		}),
 		view("/healthz", func(context.Context, *api.Call) (any, error) { return map[string]string{"status": "ok"}, nil }),
 		view("/readyz", func(context.Context, *api.Call) (any, error) { return a.viewReady() }),
 		{Pattern: "POST " + client.PathNotifyTest, Need: api.NeedOperator, MaxBytes: client.MaxSmallBytes, Serve: a.testNotify},

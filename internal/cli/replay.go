@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/flight"
 	"github.com/haven-ha/haven/internal/numbers"
 )
@@ -28,11 +31,12 @@ type replayFlags struct {
 
 func (a *app) replay() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "replay FILE", Short: "Judge a recorded incident again, also with other settings", Args: cobra.ExactArgs(1),
+		Use: "replay FILE|INCIDENT", Short: "Judge a recorded incident again, also with other settings", Args: cobra.ExactArgs(1),
 		Long: `Judge a recorded incident again: run what the master saw through the code that
-judges, step by step, and show each change with its evidence. No cluster is
-needed. 'haven explain' tells where the recording of an incident is; masters
-before and after may have one, too.
+judges, step by step, and show each change with its evidence. With a file no
+cluster is needed; 'haven explain' tells where the recording of an incident is.
+What is no file is an incident, whose recording the master is asked for, or else
+the agent that answers. Masters before and after may have one, too.
 
 Without --set and --profile the outcome is held against what was recorded. Exit
 code 6 says that it is not the same, as when this tool is of another version
@@ -42,21 +46,22 @@ followed: the times of other settings are estimates. A suspicion that would have
 come earlier finds answers only from when they were asked for.
 
 With --output json each line is one document: the steps, then a summary.`,
-		Example: "  haven replay /var/lib/haven/flight/1122-045449-kvm-03.1.7.jsonl.gz\n" +
+		Example: "  haven replay 1122-045449-kvm-03\n  haven replay /var/lib/haven/flight/1122-045449-kvm-03.1.7.jsonl.gz\n" +
 			"  haven replay FILE --set detection.suspect_after=2s --set detection.rounds=5\n  haven replay FILE --profile fast --host kvm-03",
 	}
 	f := &replayFlags{}
+	to := a.target(cmd)
 	cmd.Flags().StringVar(&f.host, "host", "", "only what concerns this `host`")
 	cmd.Flags().BoolVar(&f.all, "all", false, "every step, not only changes; with --output json the evidence, too")
 	cmd.Flags().StringVar(&f.profile, "profile", "", "what if the `profile` had been this one: fast, normal or calm")
 	cmd.Flags().StringArrayVar(&f.sets, "set", nil, "what if a `key=value` of the configuration had been this; may be repeated")
 	must(cmd.RegisterFlagCompletionFunc("profile", cobra.FixedCompletions([]string{"fast", "normal", "calm"}, cobra.ShellCompDirectiveNoFileComp)))
-	cmd.RunE = func(_ *cobra.Command, args []string) error { return a.runReplay(args[0], f) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.runReplay(cmd.Context(), to, args[0], f) }
 	return cmd
 }
 
-func (a *app) runReplay(path string, f *replayFlags) (err error) {
-	file, err := openRecording(path)
+func (a *app) runReplay(ctx context.Context, to *target, path string, f *replayFlags) (err error) {
+	file, err := findRecording(ctx, to, path)
 	if err != nil {
 		return err
 	}
@@ -77,6 +82,73 @@ func (a *app) runReplay(path string, f *replayFlags) (err error) {
 	}
 	return v.end(path, sum)
 }
+
+// findRecording opens a file, or asks for the recording of an incident.
+func findRecording(ctx context.Context, to *target, arg string) (io.ReadCloser, error) {
+	f, err := openRecording(arg)
+	if err == nil {
+		return f, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) || strings.Contains(arg, "/") || strings.HasSuffix(arg, ".gz") || strings.HasSuffix(arg, ".part") {
+		return nil, err
+	}
+	got := &fetched{ctx: ctx, to: to, id: haven.IncidentID(arg)}
+	return got, got.next()
+}
+
+// fetched is a recording that is fetched piece by piece, as it is read. Each piece
+// has the time of one question.
+type fetched struct {
+	ctx  context.Context //nolint:containedctx // a Reader is given none
+	to   *target
+	id   haven.IncidentID
+	at   int64
+	rest []byte
+	from haven.HostID
+}
+
+// Read implements io.Reader.
+func (f *fetched) Read(p []byte) (int, error) {
+	if len(f.rest) == 0 {
+		if err := f.next(); err != nil {
+			return 0, err
+		}
+		if len(f.rest) == 0 {
+			return 0, io.EOF
+		}
+	}
+	n := copy(p, f.rest)
+	f.rest = f.rest[n:]
+	return n, nil
+}
+
+// next fetches a piece; it is empty at the end.
+func (f *fetched) next() error {
+	s, err := f.to.dial(f.ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	doc, err := s.get(client.PathRecording(f.id, f.at))
+	if errors.Is(err, haven.ErrNotFound) {
+		return fmt.Errorf("there is no file %s, and no recording of such an incident: %w; 'haven explain' tells who has one", f.id, err)
+	}
+	if err != nil {
+		return err
+	}
+	piece, err := decode[client.RecordingPiece](doc)
+	switch {
+	case err != nil:
+		return err
+	case f.from != "" && f.from != piece.Host:
+		return fmt.Errorf("the recording of %s was being read, and now %s answers: try again", f.from, piece.Host)
+	}
+	f.from, f.rest, f.at = piece.Host, piece.Data, f.at+int64(len(piece.Data))
+	return nil
+}
+
+// Close implements io.Closer.
+func (f *fetched) Close() error { return nil }
 
 // openRecording opens a file, or the same while it is being written.
 func openRecording(path string) (*os.File, error) {

@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Disk is where recordings are kept. Every one of its calls may hang or fail.
@@ -20,6 +22,9 @@ type Disk interface {
 	Create(name string) (File, error)
 	Rename(from, to string) error
 	Remove(name string) error
+	// ReadAt reads a piece of a file, and says how long the file is. A piece that
+	// begins at its end is empty.
+	ReadAt(name string, p []byte, off int64) (n int, size int64, err error)
 	// Path is where a file is, for people. It does no I/O.
 	Path(name string) string
 }
@@ -81,6 +86,23 @@ func (d Dir) Rename(from, to string) error {
 
 // Path implements Disk.
 func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
+
+// ReadAt implements Disk.
+func (d Dir) ReadAt(name string, p []byte, off int64) (n int, size int64, err error) {
+	f, err := os.OpenFile(filepath.Join(string(d), name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if n, err = f.ReadAt(p, off); errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, info.Size(), err
+}
 
 // Remove implements Disk.
 func (d Dir) Remove(name string) error { return os.Remove(filepath.Join(string(d), name)) }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -522,6 +523,61 @@ func TestReaderBounds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRead: a recording can be read in pieces while it is written and when it has
+// ended; a disk that hangs keeps one read, and no other waits for it (P8).
+func TestRead(t *testing.T) {
+	s, d := newStage(t, 16, 3), newMemDisk()
+	r := newRecorder(t, s, d)
+	w := &writer{r: r, disk: d, log: r.cfg.Log, files: map[string]*openFile{}}
+	s.step(r.tape, []Subject{subject})
+	s.step(r.tape, nil)
+	drain(r, w)
+	whole := func() (all []byte) {
+		for {
+			p, size, err := r.Read(t.Context(), subject.Incident, int64(len(all)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(p) == 0 {
+				if size != int64(len(all)) {
+					t.Errorf("%d of %d octets", len(all), size)
+				}
+				return all
+			}
+			all = append(all, p...)
+		}
+	}
+	if got, want := whole(), d.read(t, file1+part); len(got) == 0 || !bytes.Equal(got, want) {
+		t.Errorf("while it is written: %d octets, want %d", len(got), len(want))
+	}
+	end(r, w)
+	if got, want := whole(), d.read(t, file1); !bytes.Equal(got, want) {
+		t.Errorf("when it has ended: %d octets, want %d", len(got), len(want))
+	}
+	if _, _, err := r.Read(t.Context(), "../../etc/passwd", 0); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no incident: %v", err)
+	}
+	hang, hung := make(chan struct{}), make(chan struct{}, 1)
+	d.mu.Lock()
+	d.fail = func(string, string) error { hung <- struct{}{}; <-hang; return nil }
+	d.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() { _, _, err := r.Read(ctx, subject.Incident, 0); first <- err }()
+	<-hung
+	if _, _, err := r.Read(t.Context(), subject.Incident, 0); !errors.Is(err, ErrBusy) {
+		t.Errorf("beside one that hangs: %v", err)
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("one that hangs: %v", err)
+	}
+	d.mu.Lock()
+	d.fail = nil
+	d.mu.Unlock()
+	close(hang)
 }
 
 // fuzzed is a short recording for mutation: its head, and all that follows.

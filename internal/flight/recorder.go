@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"
@@ -58,6 +61,8 @@ type Recorder struct {
 	queued atomic.Int64 // bytes in jobs
 	lost   atomic.Uint64
 
+	reading chan struct{} // holds one token while a piece is read
+
 	// The keeper's own.
 	zip  *gzip.Writer
 	ring []packed
@@ -92,7 +97,7 @@ type run struct {
 // NewRecorder makes a Recorder, or says why evidence cannot be recorded.
 func NewRecorder(cfg Config) (*Recorder, error) {
 	r := &Recorder{
-		cfg: cfg, sealed: make(chan *block, sealedWait), jobs: make(chan job, diskWait),
+		cfg: cfg, sealed: make(chan *block, sealedWait), jobs: make(chan job, diskWait), reading: make(chan struct{}, 1),
 		runs: map[haven.IncidentID]*run{}, files: map[haven.IncidentID]string{},
 	}
 	zip, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
@@ -125,6 +130,60 @@ func (r *Recorder) File(id haven.IncidentID) (string, bool) {
 	defer r.mu.Unlock()
 	name, ok := r.files[id]
 	return r.cfg.Disk.Path(name), ok
+}
+
+// PieceBytes is how much of a recording Read returns at most.
+const PieceBytes = 512 << 10
+
+// Read returns a piece of the recording that File names, and how long it is by
+// now. It returns an error that wraps fs.ErrNotExist when there is none, and
+// ErrBusy while another piece is being read. A disk that hangs keeps that one
+// read, and costs no more.
+func (r *Recorder) Read(ctx context.Context, id haven.IncidentID, off int64) (data []byte, size int64, err error) {
+	r.mu.Lock()
+	name, ok := r.files[id]
+	r.mu.Unlock()
+	if !ok || off < 0 {
+		return nil, 0, fmt.Errorf("read recording of %q: %w", id, fs.ErrNotExist)
+	}
+	select {
+	case r.reading <- struct{}{}:
+	default:
+		return nil, 0, fmt.Errorf("read recording of %q: %w", id, ErrBusy)
+	}
+	type piece struct {
+		data []byte
+		size int64
+		err  error
+	}
+	done := make(chan piece, 1)
+	go func() {
+		data, size, err := readPiece(r.cfg.Disk, name, off)
+		<-r.reading
+		done <- piece{data, size, err}
+	}()
+	select {
+	case p := <-done:
+		return p.data, p.size, p.err
+	case <-ctx.Done():
+		return nil, 0, fmt.Errorf("read recording of %q: %w", id, ctx.Err())
+	}
+}
+
+// ErrBusy is returned when another piece of a recording is being read.
+var ErrBusy = errors.New("another recording is being read")
+
+// readPiece reads a recording, whether it is still being written or not.
+func readPiece(d Disk, name string, off int64) ([]byte, int64, error) {
+	p := make([]byte, PieceBytes)
+	n, size, err := d.ReadAt(name+part, p, off)
+	if errors.Is(err, fs.ErrNotExist) {
+		n, size, err = d.ReadAt(name, p, off)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read recording: %w", err)
+	}
+	return p[:n], size, nil
 }
 
 // Run records until the context ends. It returns when everything is written, or

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -199,6 +200,19 @@ func (d *memDisk) Rename(from, to string) error {
 	d.files[to] = d.files[from]
 	delete(d.files, from)
 	return nil
+}
+
+func (d *memDisk) ReadAt(name string, p []byte, off int64) (int, int64, error) {
+	if err := d.before("read", name); err != nil {
+		return 0, 0, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.files[name]
+	if f == nil {
+		return 0, 0, fs.ErrNotExist
+	}
+	return copy(p, f.data[min(off, int64(len(f.data))):]), int64(len(f.data)), nil
 }
 
 func (d *memDisk) Path(name string) string { return name }

@@ -532,7 +532,8 @@ func (c *Cluster) Operate(path string, act client.Act) error {
 func (c *Cluster) Status(h *Host) (st client.Status, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return st, c.api.Get(ctx, h.ID, "/v1/status", &st)
+	err = c.api.Get(ctx, h.ID, "/v1/status", &st)
+	return st, err
 }
 
 // Voters are the hosts that have a vote, as the master says; nil if nobody does.

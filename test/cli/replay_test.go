@@ -16,18 +16,20 @@ import (
 )
 
 // recording waits until the only incident was recorded for some seconds after its
-// end, stops the cluster and copies the recording.
+// end, has the tool replay it from the cluster, stops the cluster and copies the
+// recording.
 func recording(ts *testscript.TestScript, _ bool, args []string) {
 	c := ts.Value(clusterKey{}).(*slot).running
-	path := ""
+	var path, id string
 	ts.Check(c.until("/v1/incidents", func(data []byte) bool {
 		var all []client.Incident
 		if json.Unmarshal(data, &all) != nil || len(all) != 1 || all[0].Recording == nil {
 			return false
 		}
-		path = all[0].Recording.Path
+		path, id = all[0].Recording.Path, string(all[0].ID)
 		return recordedUntil(path + ".part").After(all[0].ClosedAt.Add(8 * time.Second))
 	}))
+	ts.Check(ts.Exec("haven", "replay", id, "-o", "json"))
 	c.Close()
 	data, err := os.ReadFile(path)
 	ts.Check(err)
