@@ -108,6 +108,31 @@ func TestLateFence(t *testing.T) {
 	}
 }
 
+// P1: while a host whose boot is proved dead shows life of that very boot, nothing
+// of what it ran is started.
+func TestContradictedProofHolds(t *testing.T) {
+	w := stepper(t)
+	a, b, web := w.hosts["a"], w.hosts["b"], vmID("web")
+	b.freeMiB = 512
+	w.off(a)
+	a.verdict = haven.VerdictDead
+	w.run(10 * time.Second)
+	if vm := w.state.VMs[web]; vm.Phase != ledger.PhaseFreed || vm.Hold.Reason != haven.HoldCapacity {
+		t.Fatalf("%s, %+v", vm.Phase, vm.Hold)
+	}
+	a.hold = haven.Hold{Reason: haven.HoldContradiction, Detail: "its beat moves"}
+	b.freeMiB = 4096
+	w.run(10 * time.Second)
+	if vm := w.state.VMs[web]; vm.Phase != ledger.PhaseFreed || vm.Hold.Reason != haven.HoldContradiction {
+		t.Errorf("with a host that shows life: %s, %+v", vm.Phase, vm.Hold)
+	}
+	a.hold = haven.Hold{}
+	w.run(10 * time.Second)
+	if vm := w.state.VMs[web]; vm.Phase != ledger.PhaseOwned || vm.Owner != "b" {
+		t.Errorf("when it shows none any more: %s at %s, %+v", vm.Phase, vm.Owner, vm.Hold)
+	}
+}
+
 func TestInstruct(t *testing.T) {
 	w := stepper(t)
 	web := vmID("web")

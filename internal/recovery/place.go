@@ -60,6 +60,10 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 		m.holdVM(vm, maintenance(s.Hosts[vm.Freed.Host]))
 		return nil, false
 	}
+	if hold := m.contradicted(s, vm); hold.Reason != "" {
+		m.holdVM(vm, hold)
+		return nil, false
+	}
 	left := m.pause(vm)
 	if left > 0 {
 		m.wake(left)
@@ -82,6 +86,23 @@ func (m *Machine) ready(s *ledger.State, vm *ledger.VM) ([]ledger.Absence, bool)
 		return nil, false
 	}
 	return said.absent, true
+}
+
+// contradicted is the hold of a VM that was freed by a proof, while the host shows
+// life of the very boot that is proved over (P1). An order that is out already
+// cannot be called back.
+func (m *Machine) contradicted(s *ledger.State, vm *ledger.VM) haven.Hold {
+	hosts := []haven.HostID{vm.Freed.Host}
+	if in := s.Incidents[vm.Incident]; in != nil {
+		hosts = append(hosts, in.Host) // another host may have had it since, and failed
+	}
+	for _, id := range hosts {
+		h, view := s.Hosts[id], m.in.Hosts[id]
+		if h != nil && h.ProvedDead() && view.Boot == h.Boot && view.Hold.Reason == haven.HoldContradiction {
+			return view.Hold
+		}
+	}
+	return haven.Hold{}
 }
 
 // retryDelays are the pauses after the first, second … start that failed. The
