@@ -141,6 +141,9 @@ func (m *Machine) decide(now time.Time, in Input) (State, string) {
 	case in.Gossip:
 		// Gossip gives the last one up after some seconds.
 		return Connected, "gossip still has others, though no majority"
+	case (in.Unusable != "" || len(in.Addresses) == 0) && now.Sub(m.doubt) < m.window():
+		// An agent that has just started has not had the time to see anybody.
+		return Alone, "nobody is seen, not for long; there is nothing else to ask"
 	case in.Unusable != "":
 		return Isolated, "nobody is seen; isolation addresses cannot be asked: " + in.Unusable
 	case len(in.Addresses) == 0:

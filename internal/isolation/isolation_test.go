@@ -25,14 +25,17 @@ func dumb(history []moment, window time.Duration) State {
 	if seen(in) || in.Gossip {
 		return Connected
 	}
-	if in.Unusable != "" || len(in.Addresses) == 0 {
-		return Isolated
-	}
 	doubt := now
 	begin := len(history) - 1
 	for begin >= 0 && !seen(history[begin].in) {
 		doubt = history[begin].at
 		begin--
+	}
+	if in.Unusable != "" || len(in.Addresses) == 0 {
+		if now.Sub(doubt) < window {
+			return Alone
+		}
+		return Isolated
 	}
 	all, some := true, false
 	for _, addr := range in.Addresses {
@@ -147,6 +150,13 @@ func TestStep(t *testing.T) {
 	want := func(s step, w State) step { s.want = w; return s }
 	with := func(s step, f func(*Input)) step { s.change = f; return s }
 	silent := step{}
+	// lasting is one step for each state that is wanted.
+	lasting := func(f func(*Input), states ...State) (all []step) {
+		for _, w := range states {
+			all = append(all, want(with(silent, f), w))
+		}
+		return all
+	}
 	tests := []struct {
 		name  string
 		steps []step
@@ -163,8 +173,8 @@ func TestStep(t *testing.T) {
 			want(with(silent, func(i *Input) { i.Gossip = true }), Connected), want(with(no, func(i *Input) { i.Gossip = true }), Connected),
 			want(with(no, func(i *Input) { i.Gossip = true }), Connected), want(no, Isolated),
 		}, ""},
-		{"no permission: the old rule", []step{want(with(silent, func(i *Input) { i.Unusable = "no permission" }), Isolated)}, "no permission"},
-		{"no gateway: the old rule", []step{want(with(silent, func(i *Input) { i.Addresses = nil }), Isolated)}, "no isolation address to ask"},
+		{"no permission: the old rule", lasting(func(i *Input) { i.Unusable = "no permission" }, Alone, Alone, Alone, Isolated), "no permission"},
+		{"no gateway: the old rule", lasting(func(i *Input) { i.Addresses = nil }, Alone, Alone, Alone, Isolated), "no isolation address to ask"},
 		{"one that cannot be asked: the old rule", []step{want(silent, Alone), want(unknown, Isolated)}, "cannot be asked: gw"},
 		{"pings that never end", []step{want(silent, Alone), want(silent, Alone), want(silent, Alone), want(silent, Alone), want(silent, Alone), want(silent, Alone), want(silent, Isolated)}, "does not end"},
 		{"another address answers", []step{
