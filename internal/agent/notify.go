@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,13 +50,23 @@ func (a *Agent) noticeEvent(n recovery.Notice) notify.Event {
 	switch {
 	case !n.Alarm && e.Severity == notify.Critical:
 		e.Severity = notify.Info // such as the hold of a start-up grace
-	case n.Alarm && e.Severity == notify.Info:
-		e.Severity = notify.Warning
+	case n.Alarm && e.Severity == notify.Info, n.Alarm && n.Kind == "held" && needsPerson(n.About):
+		e.Severity++
+	}
+	if reason, _, _ := strings.Cut(n.About, "/"); k.Class == notify.ClassHold && recovery.Releases(reason) != "" {
+		e.Do = "Released by " + recovery.Releases(reason) + ". " + k.Advise(e)
 	}
 	since, master := a.masterFor()
 	cold, _ := a.coldStart()
 	e.Reminder = k.Class == notify.ClassHold && k.Standing && master && !cold && since < newMasterFor
 	return e
+}
+
+// needsPerson says whether a hold of an incident may never end by itself.
+func needsPerson(reason string) bool {
+	return slices.Contains([]string{
+		haven.HoldCap, haven.HoldFenceBlocked, haven.HoldNoDevice, haven.HoldActionNone, haven.HoldContradiction, haven.HoldNeedsOperator,
+	}, reason)
 }
 
 // selfPatience is how long an agent must have seen nobody before it tells people:

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/isolation"
 	"github.com/haven-ha/haven/internal/netx"
@@ -122,8 +123,15 @@ func TestNoticesHaveStableIDs(t *testing.T) {
 	a, n := telling()
 	a.tellPeople(recovery.Notice{Kind: "brake-holds", About: "start-up-grace", Text: "a moment"})
 	a.tellPeople(recovery.Notice{Kind: "news-of-tomorrow", Alarm: true})
-	if n.events[0].Severity != notify.Info || n.events[1].Severity != notify.Warning {
-		t.Errorf("%+v", n.events)
+	a.tellPeople(recovery.Notice{Kind: "held", Alarm: true, Incident: "i1", About: haven.HoldCap})
+	a.tellPeople(recovery.Notice{Kind: "held", Alarm: true, Incident: "i1", About: haven.HoldMigrating})
+	for i, want := range []notify.Severity{notify.Info, notify.Warning, notify.Critical, notify.Warning} {
+		if n.events[i].Severity != want {
+			t.Errorf("%+v, want %s", n.events[i], want)
+		}
+	}
+	if want := "Released by the window of fencing.limit; 'haven fence confirm' when the host is off. Look: haven explain i1"; n.events[2].Do != want {
+		t.Errorf("%q, want %q", n.events[2].Do, want)
 	}
 }
 

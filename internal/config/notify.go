@@ -72,7 +72,7 @@ type Webhook struct {
 
 // Bounds of what can be configured.
 const (
-	maxTargets    = 8 // of each kind; each is a goroutine and a queue
+	maxTargets    = 6 // of each kind; each is a goroutine and a queue
 	maxRecipients = 20
 	maxBodyFile   = 64 << 10
 )
@@ -339,8 +339,10 @@ func (k *checker) notify() {
 // snmp checks what belongs to the version of the protocol.
 func (k *checker) snmp(key string, s SNMP, need func(key, name, value, why string)) {
 	for _, part := range []struct{ name, value, version string }{
-		{"community_file", s.CommunityFile, "v2c"}, {"username", s.Username, "v3"},
-		{"auth_password_file", s.AuthPasswordFile, "v3"}, {"privacy_password_file", s.PrivacyPasswordFile, "v3"},
+		{"community_file", s.CommunityFile, "v2c"},
+		{"username", s.Username, "v3"},
+		{"auth_password_file", s.AuthPasswordFile, "v3"},
+		{"privacy_password_file", s.PrivacyPasswordFile, "v3"},
 	} {
 		switch {
 		case part.version == s.Version:

@@ -107,15 +107,7 @@ func (s *Sender) compose(m notify.Message) ([]byte, error) {
 	var out bytes.Buffer
 	header := func(name, value string) { fmt.Fprintf(&out, "%s: %s\r\n", name, line(value)) }
 	header("From", s.cfg.From)
-	for i, to := range s.cfg.To {
-		switch {
-		case i == 0:
-			fmt.Fprintf(&out, "To: %s", to)
-		default:
-			fmt.Fprintf(&out, ",\r\n %s", to)
-		}
-	}
-	out.WriteString("\r\n")
+	fmt.Fprintf(&out, "To: %s\r\n", strings.Join(s.cfg.To, ",\r\n "))
 	header("Subject", mime.QEncoding.Encode("utf-8", cut(line(subject.String()), maxSubject)))
 	header("Date", m.Time.UTC().Format(time.RFC1123Z))
 	header("Message-ID", s.messageID(m))

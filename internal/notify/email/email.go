@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/smtp"
 	"net/textproto"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -191,23 +192,14 @@ func (s *Sender) authenticate(c *smtp.Client, password string) error {
 	_, words := c.Extension("AUTH")
 	offered := strings.Fields(strings.ToUpper(words))
 	var auth smtp.Auth = plainAuth{s.cfg.Username, password}
-	switch {
-	case s.cfg.Auth == AuthLogin, s.cfg.Auth == AuthAuto && !has(offered, "PLAIN") && has(offered, "LOGIN"):
+	onlyLogin := !slices.Contains(offered, "PLAIN") && slices.Contains(offered, "LOGIN")
+	if s.cfg.Auth == AuthLogin || s.cfg.Auth == AuthAuto && onlyLogin {
 		auth = &loginAuth{user: s.cfg.Username, password: password}
 	}
 	if err := c.Auth(auth); err != nil {
 		return fmt.Errorf("authenticate as %s: %w", s.cfg.Username, err)
 	}
 	return nil
-}
-
-func has(words []string, word string) bool {
-	for _, w := range words {
-		if w == word {
-			return true
-		}
-	}
-	return false
 }
 
 // envelope says from whom and to whom. A refusal here is about addresses and

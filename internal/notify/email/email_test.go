@@ -271,7 +271,7 @@ func (s *script) serve(c net.Conn) {
 		l = strings.TrimRight(l, "\r\n")
 		s.heard = append(s.heard, l)
 		verb, _, _ := strings.Cut(l, " ")
-		ok := true
+		var ok bool
 		switch verb {
 		case "EHLO":
 			offer := "250-mail.test\r\n250 STARTTLS"
