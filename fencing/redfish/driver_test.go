@@ -119,6 +119,7 @@ func TestPowerAndSet(t *testing.T) {
 		{name: "redirects to slashes", board: func(c *redfishtest.Config) { c.Slash = true }},
 		{name: "closes idle connections", board: func(c *redfishtest.Config) { c.IdleTimeout = time.Nanosecond }},
 		{name: "several systems, one configured", board: func(c *redfishtest.Config) { c.Others = []string{"2", "3"} }, driver: func(c *redfish.Config) { c.System = "/redfish/v1/Systems/1" }},
+		{name: "sessions by a name that we do not know", board: func(c *redfishtest.Config) { c.Base, c.SessionsMax = "https://bmc.example", 1 }},
 		{name: "one session at a time", board: func(c *redfishtest.Config) { c.SessionsMax = 1 }},
 	}
 	for _, tt := range tests {

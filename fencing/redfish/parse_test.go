@@ -155,6 +155,16 @@ func TestAnswersThatAreNone(t *testing.T) {
 	}
 }
 
+// Of what a board says only the ids of its messages are told, and none with a
+// secret in it.
+func TestMessageIDs(t *testing.T) {
+	body := `{"error":{"code":"Base.1.8.GeneralError","@Message.ExtendedInfo":[{"MessageId":"X.hunter2","Message":"hunter2"},{"MessageId":"Base.1.8.Told"},
+		{"MessageId":"with blanks"},{"MessageId":"` + strings.Repeat("x", 100) + `"}]},"@Message.ExtendedInfo":[{"MessageId":"Other.1.Id"}]}`
+	if got := strings.Join(messageIDs([]byte(body), "hunter2", ""), " "); got != "Base.1.8.Told Other.1.Id Base.1.8.GeneralError" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestFailure(t *testing.T) {
 	tests := []struct {
 		name            string

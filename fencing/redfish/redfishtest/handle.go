@@ -116,6 +116,9 @@ func (c *call) proper() bool {
 // route serves the service root and the login to everybody, the rest to users.
 func (c *call) route() {
 	switch {
+	case c.path == "/redfish" && c.r.Method == http.MethodGet:
+		c.send(http.StatusOK, object{"v1": rootPath + "/"})
+		return
 	case c.path == rootPath && c.r.Method == http.MethodGet:
 		c.send(http.StatusOK, object{
 			"@odata.id": rootPath, "@odata.type": "#ServiceRoot.v1_9_0.ServiceRoot", "Id": "RootService", "Name": "Root", "RedfishVersion": "1.11.0",
@@ -236,7 +239,7 @@ func (c *call) login() {
 		return
 	}
 	c.w.Header().Set("X-Auth-Token", token)
-	c.w.Header().Set("Location", "https://board.example"+sessionsPath+"/"+id) // by a name that the client may not know
+	c.w.Header().Set("Location", s.cfg.Base+sessionsPath+"/"+id)
 	c.send(http.StatusCreated, object{"@odata.id": sessionsPath + "/" + id, "@odata.type": "#Session.v1_3_0.Session", "Id": id, "Name": "User Session", "UserName": *q.UserName})
 }
 
@@ -385,7 +388,7 @@ func (c *call) change() {
 		c.fail(http.StatusBadRequest, "Base.1.8.PropertyValueNotInList")
 	case match == "" && s.cfg.WantMatch:
 		c.fail(http.StatusPreconditionRequired, "Base.1.8.PreconditionRequired")
-	case match != "" && match != "*" && match != tag:
+	case match != "" && (match != "*" || s.cfg.WantMatch) && match != tag:
 		c.fail(http.StatusPreconditionFailed, "Base.1.8.PreconditionFailed")
 	default:
 		lit := "Lit"

@@ -71,7 +71,10 @@ type Config struct {
 	// ActionInfo tells the reset types in a resource of its own.
 	ActionInfo bool
 	Light      Light
-	// WantMatch refuses changes without If-Match.
+	// Base stands before the paths of sessions, as https://bmc.example; by default
+	// they have no host.
+	Base string
+	// WantMatch refuses changes without the version in If-Match.
 	WantMatch bool
 	// Slash redirects to paths that end in a slash, as some firmware does.
 	Slash bool
