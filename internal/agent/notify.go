@@ -100,6 +100,17 @@ func (a *Agent) notifySelf(now time.Time, v, was *selfView) {
 	}
 }
 
+// notifyReleasing tells that this isolated host begins to stop its VMs, or leaves
+// the rest of them running.
+func (a *Agent) notifyReleasing(begun bool, action string) {
+	now := time.Now()
+	kind, text := notify.KindReleases, fmt.Sprintf("%s is isolated and stops its VMs, as configured (%s)", a.d.Host, action)
+	if !begun {
+		kind, text = notify.KindReleased, fmt.Sprintf("%s does not stop VMs any more", a.d.Host)
+	}
+	a.notify(notify.Event{Kind: kind, Host: a.d.Host, Text: text, ID: notify.NewID(kind, string(a.d.Host), now.UTC().Format(time.RFC3339))})
+}
+
 // notifyActed tells what an operator did.
 func (a *Agent) notifyActed(c *api.Call, q client.Act) {
 	what := strings.TrimPrefix(c.URI(), "/v1/")

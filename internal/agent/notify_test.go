@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -55,7 +56,7 @@ func TestEveryNoticeIsInTheCatalogue(t *testing.T) {
 	}
 	own := []string{
 		notify.KindTest, notify.KindSummary, notify.KindOperator, notify.KindIsolated, notify.KindCutOff, notify.KindRejoined,
-		notify.KindNoQuorum, notify.KindQuorum, notify.KindHoldAlarm, notify.KindDeviceBad, notify.KindDeviceGood,
+		notify.KindNoQuorum, notify.KindQuorum, notify.KindReleases, notify.KindReleased, notify.KindHoldAlarm, notify.KindDeviceBad, notify.KindDeviceGood,
 	}
 	for name := range known {
 		if !given[name] && !slices.Contains(own, name) {
@@ -199,6 +200,27 @@ func TestFenceDevicesAreTold(t *testing.T) {
 	a.notifyDevice("kvm-03", "10.1.0.13:623", nil)
 	if len(n.events) != 3 || n.events[0].ID != n.events[1].ID || n.events[0].Kind != notify.KindDeviceBad || n.events[2].Kind != notify.KindDeviceGood || !strings.Contains(n.events[0].Text, "wrong password") {
 		t.Errorf("%+v", n.events)
+	}
+}
+
+// What becomes of notifications is counted by target; drops only ever grow.
+func TestNotificationsAreCounted(t *testing.T) {
+	m := obs.NewMetrics()
+	n := newNotifyMeter(m)
+	n.Sent("ops")
+	n.Failed("ops")
+	n.Queued("ops", 3, 2)
+	n.Queued("ops", 1, 5)
+	n.Queued("nms", 0, 0)
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	for _, want := range []string{
+		`haven_notifications_sent_total{target="ops"} 1`, `haven_notifications_failed_total{target="ops"} 1`,
+		`haven_notifications_dropped_total{target="ops"} 5`, `haven_notifications_queued{target="ops"} 1`, `haven_notifications_queued{target="nms"} 0`,
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("%s is not shown", want)
+		}
 	}
 }
 

@@ -131,6 +131,7 @@ func (a *Agent) respondLoop(ctx context.Context) {
 		out := r.Step(a.at(time.Now()), a.isolationInput(r))
 		if was := a.releasing.Swap(out.Releasing); was != out.Releasing {
 			a.log.Warn("response to isolation", "action", r.action, "begun", out.Releasing)
+			a.notifyReleasing(out.Releasing, string(r.action))
 		}
 		for _, s := range out.Stop {
 			select {

@@ -92,7 +92,7 @@ func (h *Helper) keys() []field {
 		port(&h.Port, "TCP port, on every host's address. With plain: true the default is 8080."),
 		file("cert_file", &h.CertFile, "Certificate, PEM. Required, unless plain is true."),
 		file("key_file", &h.KeyFile, "Private key of the certificate, PEM. Required, unless plain is true."),
-		username("username", &h.Username, "User name that clients give (basic authentication). Required, unless plain is true."),
+		username(&h.Username, "User name that clients give (basic authentication). Required, unless plain is true."),
 		file("password_file", &h.PasswordFile, "File with that user's password. Required, if there is a user name."),
 	}
 }
@@ -175,7 +175,7 @@ func (v *Device) keys() []field {
 		word("driver", &v.Driver, []string{"ipmi", "redfish", "command"}, []string{"watchdog", "manual"}, "How to talk to it. ipmi: over the network (RMCP+). redfish: over the network (HTTPS). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
 		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host. With driver command it is what the program is told, if it wants one."),
 		port(&v.Port, "Port of the BMC: UDP, or TCP with driver redfish, where the default is 443."),
-		username("username", &v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
+		username(&v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
 		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included. With driver redfish the default is 15s: slow boards need 3 s for each of four or five answers."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),

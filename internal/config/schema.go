@@ -257,9 +257,9 @@ func name(key string, dst *string, doc string) field {
 
 var userPattern = regexp.MustCompile(`^[!-~]{1,64}$`)
 
-func username(key string, dst *string, doc string) field {
+func username(dst *string, doc string) field {
 	return field{
-		name: key, kind: "text", limits: "1 to 64 visible ASCII characters", preset: *dst, doc: doc,
+		name: "username", kind: "text", limits: "1 to 64 visible ASCII characters", preset: *dst, doc: doc,
 		set: func(d *decoder, path string, n *yaml.Node) {
 			text, ok := d.scalar(path, n)
 			if !ok {

@@ -56,6 +56,8 @@ const (
 	KindRejoined   = "not-isolated"
 	KindNoQuorum   = "no-quorum"
 	KindQuorum     = "quorum-again"
+	KindReleases   = "stops-its-vms"
+	KindReleased   = "stops-no-vms"
 	KindHoldAlarm  = "hold-alarm"
 	KindDeviceBad  = "fence-device-failed"
 	KindDeviceGood = "fence-device-works"
@@ -104,6 +106,9 @@ func catalogue() []Kind {
 		{KindRejoined, ClassHost, Info, false, ""},
 		{KindNoQuorum, ClassHost, Critical, true, "Nothing is fenced or restarted on this side. Bring voters or the network back. Look: haven raft"},
 		{KindQuorum, ClassHost, Info, false, ""},
+
+		{KindReleases, ClassHost, Critical, false, "Nothing: they are started elsewhere when they are proved gone. Look at the network of {host}"},
+		{KindReleased, ClassHost, Info, false, ""},
 
 		{KindOperator, ClassDecision, Warning, false, ""},
 
