@@ -79,7 +79,7 @@ func TestCommandDevices(t *testing.T) {
 			}
 		})
 	}
-	if _, err := fencesOf(t, `{driver: command, command: {program: /bin/true, arguments: [off]}}`, "{}", "{}"); err == nil || !strings.Contains(err.Error(), "fence device strip of host kvm-01") {
-		t.Errorf("a template without {action}: %v", err)
+	if _, err := fencesOf(t, `{driver: command, command: {program: /bin/true, arguments: ["{action}", "{nonsense}"]}}`, "{}", "{}"); err == nil || !strings.Contains(err.Error(), "fence device strip of host kvm-01") {
+		t.Errorf("a template with an unknown place: %v", err)
 	}
 }

@@ -331,6 +331,7 @@ func (k *checker) fencing() {
 		k.lack(what, lacks[what])
 	}
 	k.unused(used)
+	k.programs(used)
 	if len(bare) > 0 {
 		k.warn(
 			"no fence device for "+strings.Join(bare, ", ")+": if one of them dies, its VMs wait until an operator says that it is dead",
@@ -365,6 +366,44 @@ func (k *checker) lacking(id haven.HostID, n string) []string {
 		need("redfish.pin", v.Redfish.Pin == "")
 	}
 	return lacks
+}
+
+// programs checks what fence devices with a program are told, and warns of those
+// whose word for off is also one for their own failure.
+func (k *checker) programs(used map[string]bool) {
+	told := map[string]bool{}
+	for _, id := range k.c.HostIDs() {
+		for _, n := range slices.Sorted(maps.Keys(k.c.Hosts[id].Fencing.Devices)) {
+			v := k.c.Hosts[id].Fencing.Devices[n]
+			if v.Driver != "command" || !used[n] || told[n] {
+				continue
+			}
+			told[n] = true
+			k.program(n, deviceKey(id, n), v.Command)
+		}
+	}
+}
+
+func (k *checker) program(n, own string, c Command) {
+	keys := func(name string) []string {
+		own, common := own+".command", "fencing.devices."+n+".command"
+		return []string{common + "." + name, own + "." + name, common, own, common + ".style", own + ".style"}
+	}
+	acts := slices.ContainsFunc(c.Arguments, func(a string) bool { return strings.Contains(a, "{action}") })
+	wrong := func(message, advice, name string) { k.wrong(message, advice, keys(name)...) }
+	switch {
+	case c.ExitOn == c.ExitOff:
+		wrong(fmt.Sprintf("exit code %d of device %s means both on and off", c.ExitOff, n), "give each a code of its own", "exit_off")
+	case c.Style == "arguments" && !acts:
+		wrong(fmt.Sprintf("no argument of device %s has {action} in it: its program could not tell off from status", n), "add {action} to arguments, or say style: fence-agents", "arguments")
+	case c.Style == "arguments" && len(c.Options) > 0:
+		wrong("options are for fence agents", "write them as arguments, or say style: fence-agents", "options")
+	case c.Style != "arguments" && len(c.Arguments) > 0:
+		wrong("a fence agent gets its options on standard input, not as arguments", "write them as options", "arguments")
+	case c.Style == "arguments" && c.Words.Status != "" && c.ExitOff <= 2:
+		k.warn(fmt.Sprintf("exit code %d of device %s means off, and is also what programs end with by mistake, such as an interpreter that cannot read its script: a live host would be taken for dead", c.ExitOff, n),
+			"have the program say off by a code of its own, such as 11, and name it here", keys("exit_off")...)
+	}
 }
 
 // lack reports once what one or more hosts lack.

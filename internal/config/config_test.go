@@ -220,6 +220,10 @@ func TestWarnings(t *testing.T) {
 		}
 		return b.String()
 	}
+	withCommand := func(more string) string {
+		return strings.Replace(small, "{driver: ipmi, username: haven, password_file: /k/bmc}",
+			"{driver: command, command: {program: /usr/local/sbin/strip, "+more+"}}", 1)
+	}
 	tests := []struct{ name, text, want string }{
 		{"two hosts and no witness", hosts(2, ""), "no third vote"},
 		{"one host", hosts(1, ""), "nobody sees it die"},
@@ -231,6 +235,10 @@ func TestWarnings(t *testing.T) {
 		{"plain helper", strings.Replace(small, "helper:", "helper: {plain: true}\n#", 1), "without TLS"},
 		{"no action", strings.Replace(small, "levels:", "action: none\n  levels:", 1), "only reported"},
 		{"no device", strings.Replace(small, "levels: [[bmc]]", "levels: []", 1), "no fence device for h1, h2, h3"},
+		{"off by the code of a mistake", withCommand("arguments: [\"{action}\"]"), "exit code 2 of device bmc means off"},
+		{"off by a code of its own", withCommand("arguments: [\"{action}\"], exit_off: 11"), ""},
+		{"a fence agent", withCommand("style: fence-agents"), ""},
+		{"no status", withCommand("arguments: [\"{action}\"], words: {status: \"\"}"), ""},
 		{"unused device", strings.Replace(small, "devices: {bmc:", "devices: {old: {}, bmc:", 1), "never used"},
 	}
 	for _, tt := range tests {
@@ -256,6 +264,24 @@ func TestPlainHelperPort(t *testing.T) {
 	}
 	if c := load(t, strings.Replace(small, "helper:", "helper: {plain: true, port: 8081}\n#", 1)); c.Helper.Port != 8081 {
 		t.Errorf("plain with port: %d", c.Helper.Port)
+	}
+}
+
+// TestPrograms: what the driver of programs would refuse is refused here, before
+// the agent is started with it.
+func TestPrograms(t *testing.T) {
+	for more, want := range map[string]string{
+		`arguments: ["{action}"], exit_on: 11, exit_off: 11`: "exit code 11 of device bmc means both on and off",
+		`arguments: ["off"]`: "no argument of device bmc has {action} in it",
+		`exit_off: 11`:       "no argument of device bmc has {action} in it",
+		`arguments: ["{action}"], exit_off: 11, options: {plug: "1"}`: "options are for fence agents",
+		`style: fence-agents, arguments: ["{action}"]`:                "a fence agent gets its options on standard input",
+	} {
+		text := strings.Replace(small, "{driver: ipmi, username: haven, password_file: /k/bmc}",
+			"{driver: command, command: {program: /usr/local/sbin/strip, "+more+"}}", 1)
+		if _, err := Parse("t.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", more, err, want)
+		}
 	}
 }
 

@@ -197,19 +197,19 @@ func (r *Redfish) keys() []field {
 func (c *Command) keys() []field {
 	w := &c.Words
 	return []field{
-		file("program", &c.Program, "The program. Required with driver command."),
+		file("program", &c.Program, "The program. Required with driver command. It belongs on the host's own disk: storage that hangs would hang its start, and with it the start of any other program of the agent."),
 		word("style", &c.Style, []string{"arguments", "fence-agents"}, nil, "arguments: the template below. fence-agents: name=value lines on standard input, as /usr/sbin/fence_* want them, the address as ipaddr, the user as login, the password as passwd; nothing secret is on a command line."),
 		texts("arguments", &c.Arguments, 64, "Template of the arguments with style arguments; one of them has {action} in it. {action}, {address}, {host}, {username} and {password_file} are filled in; a brace that is meant is written twice. A password itself has no place there: every user can read the arguments of all processes."),
 		textTable("options", &c.Options, "Further options with style fence-agents, such as plug: \"3\"."),
-		section("words", "What the program calls each action. An empty word is an action that it cannot do. Without a word for status the device proves nothing.", []field{
-			line("off", &w.Off, "Power off, at once."),
-			line("on", &w.On, "Power on."),
-			line("blink", &w.Blink, "Blink the identify light."),
-			line("status", &w.Status, "Tell whether the power is on, by the exit code."),
-			line("test", &w.Test, "Something harmless that shows that off would work. Empty means the status."),
+		section("words", "What the program calls each action. An empty word, \"\", is an action that it cannot do. Without a word for status the device proves nothing: say so of a program that knows no status, or its complaint may pass for an answer.", []field{
+			lineOrNone("off", &w.Off, "Power off, at once."),
+			lineOrNone("on", &w.On, "Power on."),
+			lineOrNone("blink", &w.Blink, "Blink the identify light."),
+			lineOrNone("status", &w.Status, "Tell whether the power is on, by the exit code."),
+			lineOrNone("test", &w.Test, "Something harmless that shows that off would work. Empty means the status."),
 		}),
 		integer("exit_on", &c.ExitOn, 0, 125, "Exit code of status that means on."),
-		integer("exit_off", &c.ExitOff, 0, 125, "Exit code of status that means off. Any other means unknown. Fence agents use 0 and 2."),
+		integer("exit_off", &c.ExitOff, 0, 125, "Exit code of status that means off. Any other means unknown. Fence agents use 0 and 2. A program of your own should use others than 0, 1 and 2, such as 10 and 11: 2 is also what shells and interpreters end with when they cannot read a script, and that would be taken for off."),
 		duration("run_timeout", &c.RunTimeout, time.Second, 2*time.Minute, "How long one run may take. A fence agent's off waits for the effect itself, for up to 20 s by default."),
 	}
 }

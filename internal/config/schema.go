@@ -374,6 +374,21 @@ func line(key string, dst *string, doc string) field {
 	}
 }
 
+// lineOrNone is a line that may be taken away: "" in quotes.
+func lineOrNone(key string, dst *string, doc string) field {
+	f := line(key, dst, doc)
+	some := f.set
+	f.limits += `, or ""`
+	f.set = func(d *decoder, path string, n *yaml.Node) {
+		if n.Kind == yaml.ScalarNode && n.Value == "" && quoted(n) && n.Style&yaml.TaggedStyle == 0 {
+			*dst = ""
+			return
+		}
+		some(d, path, n)
+	}
+	return f
+}
+
 // texts is a list of lines.
 func texts(key string, dst *[]string, most int, doc string) field {
 	return field{
