@@ -143,7 +143,8 @@ func (d *dirStore) check() (CheckReport, error) {
 	if r.FileSystem, r.Local, err = blockio.FileSystem(d.path); err != nil {
 		return r, err
 	}
-	return r, d.tryWrite(&r)
+	err = d.tryWrite(&r)
+	return r, err
 }
 
 func (d *dirStore) tryWrite(r *CheckReport) (err error) {

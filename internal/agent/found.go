@@ -63,12 +63,14 @@ type founders struct{ a *Agent }
 
 func (f founders) RequestPromise(ctx context.Context, host haven.HostID, req election.PromiseRequest) (election.PromiseReply, error) {
 	var reply election.PromiseReply
-	return reply, f.a.client.Post(ctx, host, client.PathPromise, req, &reply)
+	err := f.a.client.Post(ctx, host, client.PathPromise, req, &reply)
+	return reply, err
 }
 
 func (f founders) ProposalWithdrawn(ctx context.Context, host haven.HostID, p election.Promise) (bool, error) {
 	var withdrawn bool
-	return withdrawn, f.a.client.Post(ctx, host, client.PathWithdrawn, p, &withdrawn)
+	err := f.a.client.Post(ctx, host, client.PathWithdrawn, p, &withdrawn)
+	return withdrawn, err
 }
 
 // gossipEvery is how often what gossip tells of this agent is brought up to

@@ -300,7 +300,8 @@ func (s *store) check(ctx context.Context) (storagebeat.CheckReport, error) {
 		return r, fmt.Errorf("ask for the cluster's id: %w", s.session.verdict(err))
 	}
 	r.FileSystem = "pool of Ceph cluster " + fsid
-	return r, s.tryWrite(ctx, pool, &r)
+	err = s.tryWrite(ctx, pool, &r)
+	return r, err
 }
 
 func (s *store) tryWrite(ctx context.Context, pool *ceph.IOContext, r *storagebeat.CheckReport) (err error) {
