@@ -229,6 +229,9 @@ func (a *Agent) stopVM(ctx context.Context, id haven.VMID, graceful bool) {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	err := a.executor.Release(id)
+	if !a.releasing.Load() {
+		return // The isolation ended while the journal was written.
+	}
 	if err == nil {
 		err = a.d.Stopper.Stop(ctx, id, graceful)
 	}
@@ -280,6 +283,11 @@ func (a *Agent) TakeStop(ctx context.Context, from haven.HostID, q client.StopRe
 	}
 	var stopErr error
 	if a.watch.fresh(ctx).Has(q.VM) != haven.No {
+		// That took time: the storage may have come back meanwhile, and the VM been
+		// started anew.
+		if err := a.mayStop(from, q); err != nil {
+			return client.StopAnswer{}, err
+		}
 		a.log.Warn("stopping a VM for the master, as configured", "vm", q.VM, "master", from)
 		stopErr = a.d.Stopper.Stop(ctx, q.VM, false)
 	}

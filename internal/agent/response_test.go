@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -247,5 +248,25 @@ func TestStorageNotLost(t *testing.T) {
 				t.Errorf("%q, want lost %t", why, tt.lost)
 			}
 		})
+	}
+}
+
+// stops counts what is asked of it.
+type stops struct{ asked int }
+
+func (s *stops) Stop(context.Context, haven.VMID, bool) error {
+	s.asked++
+	return nil
+}
+
+// P4: a stop that waited for the journal while the isolation ended is not made.
+func TestStopAfterIsolation(t *testing.T) {
+	d := partsWith(t, 73, 1)
+	s := &stops{}
+	d.Stopper = s
+	a := run(t, d)
+	a.stopVM(t.Context(), respVM1, false)
+	if s.asked != 0 {
+		t.Error("a VM of a host that is not isolated was told to stop")
 	}
 }
