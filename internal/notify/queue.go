@@ -281,10 +281,25 @@ func (q *Queue) Sent(now time.Time) {
 		q.remove(w)
 		m := q.memo(w.ID)
 		m.sent, m.number, m.skipped = now, w.number+1, 0
+		q.absorb(m, w)
 	}
 	q.dropped -= q.reported
 	q.land()
 	q.failures, q.notUntil = 0, time.Time{}
+}
+
+// absorb takes what came of an event while it was on its way: a repetition is only
+// counted, unless it is more severe than what was told.
+func (q *Queue) absorb(m *memo, told *entry) {
+	again := q.find(told.ID)
+	switch {
+	case again == nil:
+	case again.Severity > told.Severity:
+		again.number, again.Reminder = m.number, again.Reminder || q.standing(again.Kind)
+	default:
+		m.skipped += again.count
+		q.remove(again)
+	}
 }
 
 // Failed says that what Next returned was not sent. The target asked to be left

@@ -69,9 +69,17 @@ func TestQueueTellsOnceAndReminds(t *testing.T) {
 	next(t, q, at(61*time.Minute))
 	q.Add(at(61*time.Minute+time.Second), ended) // while it is on its way: stutter
 	q.Sent(at(61*time.Minute + 2*time.Second))
+	none(t, q, at(61*time.Minute+3*time.Second), time.Time{})
 	q.Add(at(63*time.Minute), ended)
-	if m := next(t, q, at(63*time.Minute)); m.Reminder {
+	if m := next(t, q, at(63*time.Minute)); m.Reminder || m.Count != 2 || m.Number != 1 {
 		t.Errorf("again: %+v", m)
+	}
+	worse := ended
+	worse.Severity = Critical // what is worse than what is on its way is news
+	q.Add(at(63*time.Minute+time.Second), worse)
+	q.Sent(at(63*time.Minute + 2*time.Second))
+	if m := next(t, q, at(63*time.Minute+3*time.Second)); m.Severity != Critical || m.Number != 2 {
+		t.Errorf("worse: %+v", m)
 	}
 }
 
