@@ -275,7 +275,7 @@ func (a *Agent) Power(ctx context.Context, from haven.HostID, q client.PowerRequ
 	var err error
 	switch {
 	case q.Action != "":
-		answer, err = a.setFor(ctx, from, dev, q)
+		err = a.setFor(ctx, from, dev, q)
 	case q.Identity:
 		var id fencing.GUID
 		id, err = a.power.gate.Read(dev.Key, dev.Driver).Identity(ctx)
@@ -292,18 +292,18 @@ func (a *Agent) Power(ctx context.Context, from haven.HostID, q client.PowerRequ
 }
 
 // setFor sends a power command for the master, who is asked again right before.
-func (a *Agent) setFor(ctx context.Context, from haven.HostID, dev FenceDevice, q client.PowerRequest) (client.PowerAnswer, error) {
+func (a *Agent) setFor(ctx context.Context, from haven.HostID, dev FenceDevice, q client.PowerRequest) error {
 	if q.Action != haven.ActionOff && q.Action != haven.ActionOn && q.Action != haven.ActionBlink {
-		return client.PowerAnswer{}, fmt.Errorf("%w: action %q", fencing.ErrUnsupported, q.Action)
+		return fmt.Errorf("%w: action %q", fencing.ErrUnsupported, q.Action)
 	}
 	if master, ok := a.master(); !ok || master != from {
-		return client.PowerAnswer{}, fmt.Errorf("%w: %s is not the master", fencing.ErrNotPermitted, from)
+		return fmt.Errorf("%w: %s is not the master", fencing.ErrNotPermitted, from)
 	}
 	if err := a.executor.See(q.Term); err != nil {
-		return client.PowerAnswer{}, fmt.Errorf("%w: %w", fencing.ErrNotPermitted, err)
+		return fmt.Errorf("%w: %w", fencing.ErrNotPermitted, err)
 	}
 	a.log.WarnContext(ctx, "power command for another agent", "from", from, "host", q.Host, "device", dev.Name, "action", q.Action)
-	return client.PowerAnswer{}, a.power.gate.Fence(dev.Key, dev.Driver).Set(ctx, q.Action, a.permitOf(from, q.Permit))
+	return a.power.gate.Fence(dev.Key, dev.Driver).Set(ctx, q.Action, a.permitOf(from, q.Permit))
 }
 
 // permitOf asks the master whether the command may leave. It verifies that it leads
