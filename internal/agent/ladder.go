@@ -23,6 +23,12 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 		d.Err = errNoDevice
 		return
 	}
+	leave, err := a.power.enter(act.Host)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a.owned.Go(func() { a.untilProved(ctx, act); cancel() })
@@ -131,6 +137,12 @@ func (a *Agent) performPowerOn(ctx context.Context, m *mastery, act recovery.Pow
 		d.Err = errNoDevice
 		return
 	}
+	leave, err := a.power.enter(act.Host)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, turnOnLimit)
 	defer cancel()
 	d.Detail, d.Err = fencing.TurnOn(ctx, ladder, func(ctx context.Context) error { return a.mayTurnOn(ctx, m, act) })
@@ -161,5 +173,11 @@ func (a *Agent) performBlink(ctx context.Context, m *mastery, act recovery.Blink
 		d.Err = errNoDevice
 		return
 	}
+	leave, err := a.power.enter(act.Host)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	defer leave()
 	d.Detail, d.Err = fencing.Blink(ctx, ladder, func(ctx context.Context) error { return a.verified(ctx, m) })
 }

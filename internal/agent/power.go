@@ -27,6 +27,7 @@ type power struct {
 	cleared  map[haven.HostID]uint64
 	lived    map[haven.HostID]time.Time // its last sign of life that was told
 	mates    map[string][]string        // the other devices of a device's level, by key
+	busy     map[haven.HostID]bool      // something is being done to its power
 }
 
 // boot is a host's present boot and since when this agent has known of it; the
@@ -53,6 +54,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
 		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
 		boots: map[haven.HostID]boot{}, cleared: map[haven.HostID]uint64{}, lived: map[haven.HostID]time.Time{}, mates: levelMates(fences),
+		busy: map[haven.HostID]bool{},
 	}
 	var stations []fencing.Station
 	for host, ladder := range fences {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -19,7 +20,7 @@ import (
 
 // routes is the whole API.
 func (a *Agent) routes() []api.Route {
-	return append(a.peerRoutes(), a.operatorRoutes()...)
+	return slices.Concat(a.peerRoutes(), a.operatorRoutes(), a.operateRoutes())
 }
 
 // peerRoutes are for other agents.

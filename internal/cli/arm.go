@@ -28,11 +28,7 @@ func (f *actFlags) do(ctx context.Context, path string, act client.Act, done str
 		return err
 	}
 	defer s.close()
-	if act.By = f.by; act.By == "" {
-		act.By = f.a.Getenv("SUDO_USER")
-	}
-	act.Reason = f.reason
-	doc, err := s.post(path, act)
+	doc, err := s.post(path, f.signed(act))
 	if err != nil {
 		return err
 	}
@@ -42,6 +38,15 @@ func (f *actFlags) do(ctx context.Context, path string, act client.Act, done str
 	}
 	f.a.wrapped("", done)
 	return nil
+}
+
+// signed puts the name and the reason of who acts under an act.
+func (f *actFlags) signed(act client.Act) client.Act {
+	if act.By = f.by; act.By == "" {
+		act.By = f.a.Getenv("SUDO_USER")
+	}
+	act.Reason = f.reason
+	return act
 }
 
 func (a *app) arm() *cobra.Command {

@@ -14,7 +14,12 @@ import (
 )
 
 func (a *app) fence() *cobra.Command {
-	return group("fence", "Take part in fencing", "  haven fence confirm kvm-03 --reason \"I pulled both plugs\"", a.fenceConfirm())
+	verbs := []*cobra.Command{a.fenceConfirm(), a.fenceCap()}
+	for _, v := range powerVerbs() {
+		verbs = append(verbs, a.fencePower(v))
+	}
+	return group("fence", "Look after the power of hosts, and take part in fencing",
+		"  haven fence test --all\n  haven fence confirm kvm-03 --reason \"I pulled both plugs\"", verbs...)
 }
 
 func hostPath(name, verb string) (string, error) {

@@ -45,6 +45,7 @@ func everyCommand() []Command {
 		attempt,
 		EndFence{ID: "i1", N: 1, Proved: true, Detail: "off", At: stamp},
 		proof,
+		RecordAct{Act{Action: haven.ActionOff, Host: "a", By: "op", Reason: "why", Force: true, At: stamp}},
 		BeginOn{ID: "i1", On: PowerOn{Term: haven.Term{Generation: 1, Term: 7}, By: "b", BegunAt: stamp, EndedAt: stamp, Failed: true, Detail: "why"}},
 		EndOn{ID: "i1", Failed: true, Detail: "why", At: stamp},
 		CloseIncident{ID: "i1", Outcome: "done", Entry: full},

@@ -312,6 +312,8 @@ func decodeOne(e envelope) (Command, error) {
 		return body[BeginFence](e)
 	case "end-fence":
 		return body[EndFence](e)
+	case "record-act":
+		return body[RecordAct](e)
 	case "begin-on":
 		return body[BeginOn](e)
 	case "end-on":

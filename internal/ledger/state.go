@@ -39,6 +39,8 @@ type State struct {
 	// Fences is the history of power-downs, one for each incident, the one that
 	// was tried last at the end. The cap counts it.
 	Fences []Fence `json:"fences,omitempty"`
+	// Acts are the latest of what operators did about power, the latest at the end.
+	Acts []Act `json:"acts,omitempty"`
 	// Forgotten is the highest epoch of all VMs that are not protected any more.
 	// A VM that comes back goes on above it: agents remember the old epochs.
 	Forgotten haven.Epoch `json:"forgotten,omitempty"`

@@ -465,13 +465,20 @@ func (w *outside) trouble() Command {
 		return OpenIncident{ID: haven.IncidentID(fmt.Sprintf("i%d", rapid.IntRange(0, 30).Draw(w.t, "id"))), Host: h, Boot: w.boot[h], Verdict: haven.VerdictFailed, Entry: Entry{At: w.now(), What: "opened"}}
 	}
 	in := pick(w, open, "incident")
+	for _, o := range open { // what was powered off is rare; it is gone on with
+		if len(o.Attempts) > 0 && w.chance(50, "go on") {
+			in = o
+		}
+	}
 	entry := Entry{At: w.now(), What: "line"}
 	_, pending := in.Pending()
 	switch {
 	case in.SwitchingOn() && w.chance(60, "on is over"):
 		return EndOn{ID: in.ID, Failed: w.chance(30, "failed"), At: w.now()}
-	case in.Proof != nil && len(in.Attempts) > 0 && w.chance(30, "on"):
+	case in.Proof != nil && len(in.Attempts) > 0 && !pending && w.chance(60, "on"):
 		return BeginOn{ID: in.ID, On: PowerOn{Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
+	case pending && in.Proof == nil && w.chance(50, "proved"):
+		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: haven.ProofPowerOff, Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
 	case pending && w.chance(60, "ends"):
 		return EndFence{ID: in.ID, N: in.NextAttempt() - 1, At: w.now()}
 	case needsProof(in.Step) && w.chance(60, "closed"):
@@ -496,6 +503,21 @@ func (w *outside) trouble() Command {
 	return NoteIncident{ID: in.ID, Step: pick(w, append(slices.Clone(stepOrder), ""), "to"), Entry: entry}
 }
 
+// cycle is one step of a power cycle of host b.
+func (w *outside) cycle(n int) Command {
+	entry, term := Entry{At: w.now(), What: "line"}, haven.Term{Generation: w.seen.Generation, Term: w.term}
+	const id = "cycle"
+	return []Command{
+		OpenIncident{ID: id, Host: "b", Boot: w.boot["b"], Verdict: haven.VerdictFailed, Entry: entry},
+		NoteIncident{ID: id, Step: haven.StepConfirmed, Entry: entry},
+		BeginFence{ID: id, Attempt: FenceAttempt{N: 1, Action: haven.ActionOff, Term: term, By: "m", BegunAt: w.now()}},
+		ProveDead{ID: id, Entry: entry, Proof: haven.Proof{Kind: haven.ProofPowerOff, Host: "b", Boot: w.boot["b"], By: "m", At: entry.At}},
+		EndFence{ID: id, N: 1, Proved: true, At: w.now()},
+		BeginOn{ID: id, On: PowerOn{Term: term, By: "m", BegunAt: w.now()}},
+		EndOn{ID: id, Failed: w.chance(30, "failed"), At: w.now()},
+	}[n]
+}
+
 func (w *outside) rare() Command {
 	switch rapid.IntRange(0, 9).Draw(w.t, "rare") {
 	case 0:
@@ -512,6 +534,8 @@ func (w *outside) rare() Command {
 		w.term++
 	case 5:
 		return SetMaintenance{Host: pick(w, w.hosts, "host"), On: w.chance(40, "on"), LetGo: w.chance(20, "let go"), By: "op", At: w.now()}
+	case 7:
+		return RecordAct{Act{Action: pick(w, []haven.FenceAction{haven.ActionOn, ActCapReset, haven.ActionStatus}, "act"), Host: pick(w, w.hosts, "host"), By: "op", At: w.now()}}
 	case 6:
 		return RecordDecisions{Decisions: []Decision{{At: w.now(), By: "m", Host: pick(w, w.hosts, "host"), To: haven.VerdictSuspect}}}
 	}
@@ -602,6 +626,14 @@ func TestTwin(t *testing.T) {
 				role = haven.RoleWitness
 			}
 			step(RegisterHost{Host: h, Role: role, Boot: w.boot[h], State: w.state[h], Incarnation: w.inc[h], At: stamp})
+		}
+		if w.chance(40, "a power cycle") { // chance alone hardly ever comes so far
+			for n := range 7 {
+				step(w.cycle(n))
+				if w.chance(20, "something between") {
+					step(w.next())
+				}
+			}
 		}
 		for range rapid.IntRange(20, 160).Draw(t, "steps") {
 			step(w.next())

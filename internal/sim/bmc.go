@@ -11,10 +11,13 @@ import (
 	"github.com/haven-ha/haven/fencing"
 )
 
-// BMC is one machine's board. It has power of its own, unless the mains go.
+// BMC is one machine's board. It has power of its own, unless the mains go. One
+// that is an outlet switches one of the machine's power supplies instead, and its
+// word is about that one.
 type BMC struct {
-	h    *Host
-	guid fencing.GUID
+	h      *Host
+	guid   fencing.GUID
+	outlet bool
 
 	mu      sync.Mutex
 	dark    bool             // without any power
@@ -41,6 +44,35 @@ const (
 
 func newBMC(h *Host, n int) *BMC {
 	return &BMC{h: h, guid: fencing.GUID(fmt.Sprintf("%032x", n+1)), takes: bmcTakes, acts: bmcActs}
+}
+
+// newOutlet makes an outlet of a power strip that is not the machine's own.
+func newOutlet(h *Host) *BMC {
+	b := &BMC{h: h, outlet: true, takes: bmcTakes, acts: bmcActs}
+	b.noted(true)
+	return b
+}
+
+// on says whether an outlet gives power.
+func (b *BMC) on() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.history[len(b.history)-1].on
+}
+
+// Switch switches an outlet by hand, or as power that comes back does. The
+// machine loses its power with the last one, its board too, and boots with the
+// first.
+func (b *BMC) Switch(on bool) {
+	h := b.h
+	h.c.tell(!on, h, fmt.Sprintf("an outlet is switched, on: %v", on))
+	b.noted(on)
+	switch {
+	case on:
+		h.PowerOn()
+	case !slices.ContainsFunc(h.Outlets, (*BMC).on):
+		h.PowerOff(true)
+	}
 }
 
 // noted keeps the chassis' power for boards whose word lags.
@@ -145,10 +177,21 @@ func (d driver) Set(ctx context.Context, action haven.FenceAction, permit fencin
 	if d.l.dead() {
 		return errGone
 	}
-	if action != haven.ActionOff {
+	h := d.b.h
+	switch action {
+	case haven.ActionOff:
+	case haven.ActionOn:
+		h.c.emit(Event{What: BMCOn, Host: h.ID, By: d.l.h.ID, Boot: h.Boot(), Text: "power-on command"})
+		h.c.After(bmcActs, d.b.turnOn)
+		return nil
+	case haven.ActionBlink:
+		h.c.emit(Event{What: BMCBlinks, Host: h.ID, By: d.l.h.ID, Text: "its identify light blinks"})
+		return nil
+	case haven.ActionNone, haven.ActionReboot, haven.ActionStatus, haven.ActionTest:
+		fallthrough
+	default:
 		return fencing.ErrUnsupported
 	}
-	h := d.b.h
 	h.c.emit(Event{What: BMCOff, Host: h.ID, By: d.l.h.ID, Boot: h.Boot(), Text: "power-off command"})
 	d.b.mu.Lock()
 	acts := d.b.acts
@@ -158,7 +201,23 @@ func (d driver) Set(ctx context.Context, action haven.FenceAction, permit fencin
 	}
 	d.b.mu.Unlock()
 	if !ignored {
-		h.c.After(acts, func() { h.powerLost("its BMC was told to") })
+		h.c.After(acts, d.b.turnOff)
 	}
 	return nil
+}
+
+func (b *BMC) turnOff() {
+	if b.outlet {
+		b.Switch(false)
+		return
+	}
+	b.h.powerLost("its BMC was told to")
+}
+
+func (b *BMC) turnOn() {
+	if b.outlet {
+		b.Switch(true)
+		return
+	}
+	b.h.PowerOn()
 }

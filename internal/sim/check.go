@@ -27,6 +27,8 @@ type checker struct {
 	ordered map[haven.VMID]haven.Order
 	starts  map[haven.OrderID]int // how often an order made a VM run
 	downs   []powerDown
+	about   map[haven.IncidentID]haven.HostID
+	ons     map[haven.HostID]bool // a power-on is in the ledger
 
 	// What the world was like, by samples.
 	quorate  map[haven.HostID]time.Duration    // when it last reached a majority of the hosts with power
@@ -79,7 +81,7 @@ func newChecker(c *Cluster) *checker {
 		ordered: map[haven.VMID]haven.Order{}, starts: map[haven.OrderID]int{},
 		quorate: map[haven.HostID]time.Duration{}, led: map[haven.HostID]reign{}, near: map[[2]haven.HostID]time.Duration{},
 		alive: map[[2]haven.HostID]time.Duration{}, beating: map[haven.HostID]time.Duration{}, bad4: map[haven.HostID]time.Duration{},
-		allStore: -1,
+		allStore: -1, about: map[haven.IncidentID]haven.HostID{}, ons: map[haven.HostID]bool{},
 	}
 }
 
@@ -134,9 +136,11 @@ func (k *checker) see(e Event) []string {
 		k.startCall(e)
 	case BMCOff:
 		k.powerDown(e)
+	case BMCOn:
+		k.powerUp(e)
 	case Commit:
 		k.commit(e)
-	case Fault, Heal, User, AgentUp, AgentDown, BMCReadOff, OrderSaved, Said, Violated: // they break nothing by themselves
+	case BMCBlinks, Fault, Heal, User, AgentUp, AgentDown, BMCReadOff, OrderSaved, Said, Violated: // they break nothing by themselves
 	}
 	return slices.Clone(k.bad[before:])
 }
@@ -152,6 +156,12 @@ func (k *checker) commit(e Event) {
 		if k.boots[p.Host] == p.Boot && p.Boot != "" {
 			k.broken("P2", "boot %s of %s was proved dead (%s: %s) while it lives", p.Boot, p.Host, p.Kind, p.Detail)
 		}
+	case ledger.OpenIncident:
+		k.about[cmd.ID] = cmd.Host
+	case ledger.RecordAct:
+		k.ons[cmd.Host] = k.ons[cmd.Host] || cmd.Action == haven.ActionOn
+	case ledger.BeginOn:
+		k.ons[k.about[cmd.ID]] = true
 	case ledger.RegisterHost:
 		// It ends every older boot; none of them may still have power.
 		if now, on := k.boots[cmd.Host]; on && now != cmd.Boot {
@@ -238,6 +248,14 @@ func (k *checker) powerDown(e Event) {
 	k.superseded(e, now)
 	k.innocent(e, now)
 	k.brakes(e, now)
+}
+
+// powerUp checks a power-on command: the ledger must have had a decision of it
+// before (P7).
+func (k *checker) powerUp(e Event) {
+	if !k.ons[e.Host] {
+		k.broken("P7", "%s switched %s on, and no ledger says so", e.By, e.Host)
+	}
 }
 
 // decider is who answers for a power command. An agent may send one for a master

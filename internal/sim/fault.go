@@ -198,6 +198,10 @@ func (c *Cluster) HealAll() {
 			s.set(h.ID, "")
 		}
 		h.BMC.mend()
+		for _, b := range h.Outlets {
+			b.mend()
+			b.noted(true)
+		}
 		h.HangDisk(false)
 		h.Freeze(false)
 		h.HangLibvirt(false)
@@ -229,4 +233,23 @@ func (c *Cluster) ConfirmDead(h *Host) {
 	if err := c.Operate("/v1/hosts/"+string(h.ID)+"/confirm-dead", client.Act{Reason: "seen with own eyes", Force: true}); err != nil {
 		c.trace.add(Event{At: c.Now(), What: User, Host: h.ID, Text: err.Error()})
 	}
+}
+
+// Kill makes a board, or an outlet, answer nobody.
+func Kill(b *BMC) {
+	b.h.c.tell(true, b.h, "a board of it answers nobody")
+	b.change(func(b *BMC) { b.dead = true })
+}
+
+// Light gives a board its power back, and not its machine.
+func Light(b *BMC) {
+	b.h.c.tell(false, b.h, "its board has power again")
+	b.change(func(b *BMC) { b.dark = false })
+}
+
+// Slow makes a board, or an outlet, take its time: for a session, until its word
+// is right, from a command to its effect.
+func Slow(b *BMC, session, lag, acts time.Duration) {
+	b.h.c.tell(true, b.h, "a board of it is slow")
+	b.change(func(b *BMC) { b.takes, b.lag, b.acts = session, lag, acts })
 }

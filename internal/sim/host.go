@@ -32,6 +32,7 @@ type Host struct {
 	Addr    netip.Addr
 	Machine *world.Machine
 	BMC     *BMC
+	Outlets []*BMC // of its power supplies, when they are a level of its ladder
 	Witness bool
 
 	c     *Cluster
@@ -346,6 +347,14 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 		if !o.Witness {
 			key := "bmc-" + string(o.ID)
 			d.Fences[o.ID] = [][]agent.FenceDevice{{{Name: "bmc", Key: key, Address: key, Driver: driver{o.BMC, l}}}}
+			var level []agent.FenceDevice
+			for i, b := range o.Outlets {
+				key := fmt.Sprintf("outlet-%d-%s", i+1, o.ID)
+				level = append(level, agent.FenceDevice{Name: fmt.Sprintf("psu-%d", i+1), Key: key, Address: key, Driver: driver{b, l}})
+			}
+			if len(level) > 0 {
+				d.Fences[o.ID] = append([][]agent.FenceDevice{level}, d.Fences[o.ID]...)
+			}
 		}
 	}
 	if c.s.Wrap != nil {

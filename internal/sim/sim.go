@@ -43,6 +43,9 @@ type Scenario struct {
 	VMs int
 	// Stores is the number of stores, 1 by default.
 	Stores int
+	// Supplies is the number of power supplies of each host whose outlets are the
+	// first level of its ladder, before its BMC; 0 for none.
+	Supplies int
 	// PoolApart puts the VMs' disks on a pool of their own, which shares no fault
 	// with the stores; else they are on the first store.
 	PoolApart bool
@@ -220,6 +223,9 @@ func (c *Cluster) addHost(i int, ca *pki.CA) {
 	h.Machine = c.World.Add(h.ID, 16384)
 	h.net = c.net.Add(h.Addr)
 	h.BMC = newBMC(h, i)
+	for range c.s.Supplies {
+		h.Outlets = append(h.Outlets, newOutlet(h))
+	}
 	pair, err := ca.IssueHost(h.ID, []netip.Addr{h.Addr}, pki.DefaultHostLifetime)
 	c.must(err)
 	h.creds, err = pki.NewCredentials(clusterName, ca.Pair().Cert, pair)
@@ -480,8 +486,11 @@ func (c *Cluster) ready() {
 				}
 			}
 		})
-		return vms == c.s.VMs && boards == c.s.Hosts
+		return vms == c.s.VMs && (boards == c.s.Hosts || c.s.Supplies > 0) // outlets have no GUID
 	})
+	if c.s.Supplies > 0 {
+		c.Sleep(30 * time.Second) // each was read on by now
+	}
 	c.Sleep(Grace)
 }
 

@@ -23,6 +23,8 @@ const (
 	AgentUp    What = "agent-up"    // an agent's process begins
 	AgentDown  What = "agent-down"  // and ends, however that came
 	BMCOff     What = "bmc-off"     // a BMC took a power-off command
+	BMCOn      What = "bmc-on"      // a power-on command
+	BMCBlinks  What = "bmc-blinks"  // a command to blink
 	BMCReadOff What = "bmc-reads"   // a BMC answered that power is off
 	OrderSaved What = "order-saved" // an agent has an order on its disk
 	StartCall  What = "start-call"  // an agent asks its VM manager for a start
@@ -144,6 +146,10 @@ func describe(cmd ledger.Command) string {
 		text += fmt.Sprintf(" %s #%d of term %s", c.ID, c.Attempt.N, c.Attempt.Term)
 	case ledger.EndFence:
 		text += fmt.Sprintf(" %s #%d proved=%t %s", c.ID, c.N, c.Proved, c.Detail)
+	case ledger.BeginOn:
+		text += fmt.Sprintf(" %s of term %s", c.ID, c.On.Term)
+	case ledger.EndOn:
+		text += fmt.Sprintf(" %s failed=%t %s", c.ID, c.Failed, c.Detail)
 	case ledger.ProveDead:
 		text += fmt.Sprintf(" %s: %s %s %s: %s", c.ID, c.Proof.Kind, c.Proof.Host, c.Proof.Boot, c.Proof.Detail)
 	case ledger.CloseIncident:

@@ -194,6 +194,8 @@ func canned(dir, posted string) []api.Route {
 	act("hosts/{host}/confirm-dead", api.NeedOperator)
 	act("hosts/{host}/maintenance", api.NeedOperator)
 	act("hosts/{host}/maintenance/end", api.NeedOperator)
+	act("hosts/{host}/fence/{action}", api.NeedOperator)
+	act("fence/cap/reset", api.NeedOperator)
 	act("hosts/{host}/release", api.NeedAdmin)
 	act("hosts/{host}/trust-bmc", api.NeedAdmin)
 	return routes

@@ -1,0 +1,180 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
+)
+
+// powerVerb is an action on a host's power.
+type powerVerb struct {
+	action            haven.FenceAction
+	short, long, mark string
+	reason            bool // is required
+	force, all        bool // are offered
+}
+
+func (a *app) fencePower(v powerVerb) *cobra.Command {
+	use := string(v.action) + " HOST"
+	if v.all {
+		use = string(v.action) + " {HOST | --all}"
+	}
+	if v.reason {
+		use += " --reason WHY"
+	}
+	cmd := &cobra.Command{Use: use, Short: v.short, Long: v.long, Args: cobra.MaximumNArgs(1), Example: v.mark}
+	f := a.act(cmd, "why, for the record"+map[bool]string{true: " (required)"}[v.reason])
+	if v.reason {
+		must(cmd.MarkFlagRequired("reason"))
+	}
+	var force, all bool
+	if v.force {
+		cmd.Flags().BoolVar(&force, "force", false, "even though something shows that the host lives")
+	}
+	if v.all {
+		cmd.Flags().BoolVar(&all, "all", false, "all hosts that have a fence device")
+	}
+	cmd.ValidArgsFunction = a.completeHosts(f.target)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case all == (len(args) == 1):
+			return usagef("name one host%s", map[bool]string{true: ", or give --all"}[v.all])
+		case v.reason && strings.TrimSpace(f.reason) == "":
+			return usagef("--reason is empty: others will want to know why")
+		}
+		return a.askPower(cmd, f, v.action, args, force)
+	}
+	return cmd
+}
+
+// askPower asks for the action of each host, and shows what came of it.
+func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction, hosts []string, force bool) error {
+	s, err := f.dial(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if len(hosts) == 0 {
+		if hosts, err = s.fencedHosts(); err != nil {
+			return err
+		}
+	}
+	var bad []string
+	for _, name := range hosts {
+		host, err := haven.ParseHostID(name)
+		if err != nil {
+			return usageError{err}
+		}
+		doc, err := s.post(client.FencePath(host, action), f.signed(client.Act{Force: force}))
+		if err != nil {
+			return err
+		}
+		answer, err := decode[client.FenceAnswer](doc)
+		if err != nil {
+			return err
+		}
+		if a.json() {
+			a.printRaw(doc)
+		} else {
+			a.showPower(answer)
+		}
+		if answer.Status == "failed" || answer.Action == haven.ActionTest && !sound(answer.Devices) {
+			bad = append(bad, name)
+		}
+	}
+	if len(bad) > 0 {
+		return errors.New(string(action) + " failed: " + strings.Join(bad, ", "))
+	}
+	return nil
+}
+
+// sound says whether each device answered, and would prove a host off.
+func sound(devices []client.DeviceWord) bool {
+	for _, d := range devices {
+		if d.Failed != "" || !d.Trusted {
+			return false
+		}
+	}
+	return len(devices) > 0
+}
+
+func (a *app) showPower(answer client.FenceAnswer) {
+	if len(answer.Devices) == 0 {
+		a.wrapped("", fmt.Sprintf("%s: %s: %s. %s", answer.Host, answer.Action, answer.Status, answer.Detail))
+		return
+	}
+	for _, d := range answer.Devices {
+		text := fmt.Sprintf("%s, level %d, %s: ", answer.Host, d.Level, d.Device)
+		if d.Failed != "" {
+			text += fmt.Sprintf("%s: %s", d.Failed, d.Detail)
+		} else {
+			text += "power " + string(d.Power)
+		}
+		if answer.Action == haven.ActionTest {
+			text += map[bool]string{true: "; an off would be a proof", false: "; an off would be no proof"}[d.Trusted]
+			if d.Why != "" {
+				text += ": " + d.Why
+			}
+		}
+		a.wrapped("", oneLine(text))
+	}
+}
+
+// fencedHosts lists the hosts that have a fence device.
+func (s *session) fencedHosts() ([]string, error) {
+	doc, err := s.get("/v1/hosts")
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := decode[[]client.Host](doc)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, h := range hosts {
+		if h.Power.State != "none" && h.Role != haven.RoleWitness {
+			names = append(names, string(h.Host))
+		}
+	}
+	return names, nil
+}
+
+// powerVerbs are the actions on a host's power.
+func powerVerbs() []powerVerb {
+	return []powerVerb{
+		{action: haven.ActionStatus, short: "Read the power state from each of a host's fence devices", mark: "  haven fence status kvm-03",
+			long: "Read the power state from each of a host's fence devices, now. Nothing is sent\nbut the question."},
+		{action: haven.ActionTest, all: true, short: "Find out whether a host's fence devices would do", mark: "  haven fence test kvm-03\n  haven fence test --all",
+			long: "Read each of a host's fence devices, tell a wrong password from a device that\nis out of reach or busy, and say whether its \"off\" would be a proof. Nothing is\nsent but questions. It fails when a device would not do."},
+		{action: haven.ActionOff, reason: true, force: true, short: "Power a host off at once", mark: "  haven fence off kvm-03 --reason \"it burns\"\n  haven fence off kvm-03 --force --by maria --reason \"it must not run on\"",
+			long: "Power a host off, by its ladder, and read that it is off. Its VMs are started\nelsewhere once it is proved dead, as after any other death; in maintenance they\nwait. It is refused while anything shows that the host lives; --force, with a\nname, overrules that. It is recorded, and does not count for the limit."},
+		{action: haven.ActionOn, reason: true, short: "Power a host on", mark: "  haven fence on kvm-03 --reason \"repaired\"",
+			long: "Power a host on, by all its fence devices that say off. It is refused while the\nhost is being fenced."},
+		{action: haven.ActionBlink, short: "Make a host's identify light blink", mark: "  haven fence blink kvm-03",
+			long: "Make a host's identify light blink, so that it is found in the rack."},
+	}
+}
+
+func (a *app) fenceCap() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "reset --reason WHY", Short: "Let the power-downs so far count no more", Args: cobra.NoArgs,
+		Long: `At the limit of power-downs (fencing.limit) no more hosts are powered down. When
+you know why so many failed, and that the next power-down is right, this lets
+the ones so far count no more. What is held by the limit goes on at once.`,
+		Example: "  haven fence cap reset --reason \"three bad boards of one batch, replaced\"",
+	}
+	f := a.act(cmd, "why, for the record (required)")
+	must(cmd.MarkFlagRequired("reason"))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if strings.TrimSpace(f.reason) == "" {
+			return usagef("--reason is empty: others will want to know why the limit was lifted")
+		}
+		return f.do(cmd.Context(), client.PathCapReset, client.Act{}, "The power-downs so far count no more.")
+	}
+	return group("cap", "The limit on power-downs", "  haven fence cap reset --reason \"three bad boards, replaced\"", cmd)
+}
