@@ -41,7 +41,7 @@ func TestCommandDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	common := `{driver: command, address: 10.1.0.1, username: apc, password_file: ` + password + `,
-  command: {program: /bin/sh, words: {off: cut}, arguments: ["-c", "echo $* >>` + mark + `; exit 2", sh, "{action}", "{address}", "{host}", "{username}", "{password_file}"]}}`
+  command: {program: /bin/sh, words: {off: cut}, exit_off: 11, arguments: ["-c", "echo $* >>` + mark + `; exit 11", sh, "{action}", "{address}", "{host}", "{username}", "{password_file}"]}}`
 	all, err := fencesOf(t, common, "{}", "{}")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +50,7 @@ func TestCommandDevices(t *testing.T) {
 	if r, err := d.Driver.Power(t.Context()); err != nil || r.State != haven.PowerOff {
 		t.Errorf("status: %s, %v", r.State, err)
 	}
-	_ = d.Driver.Set(t.Context(), haven.ActionOff, func(context.Context) error { return nil }) // It exits with 2.
+	_ = d.Driver.Set(t.Context(), haven.ActionOff, func(context.Context) error { return nil }) // It exits with 11.
 	got, err := os.ReadFile(mark)
 	if want := "status 10.1.0.1 kvm-01 apc " + password + "\ncut 10.1.0.1 kvm-01 apc " + password + "\n"; err != nil || string(got) != want {
 		t.Errorf("the program was told %q, %v, want %q", got, err, want)
@@ -79,7 +79,7 @@ func TestCommandDevices(t *testing.T) {
 			}
 		})
 	}
-	if _, err := fencesOf(t, `{driver: command, command: {program: /bin/true, arguments: ["{action}", "{nonsense}"]}}`, "{}", "{}"); err == nil || !strings.Contains(err.Error(), "fence device strip of host kvm-01") {
+	if _, err := fencesOf(t, `{driver: command, command: {program: /bin/true, arguments: ["{action}", "{nonsense}"], exit_off: 11}}`, "{}", "{}"); err == nil || !strings.Contains(err.Error(), "fence device strip of host kvm-01") {
 		t.Errorf("a template with an unknown place: %v", err)
 	}
 }

@@ -401,8 +401,9 @@ func (k *checker) program(n, own string, c Command) {
 	case c.Style != "arguments" && len(c.Arguments) > 0:
 		wrong("a fence agent gets its options on standard input, not as arguments", "write them as options", "arguments")
 	case c.Style == "arguments" && c.Words.Status != "" && c.ExitOff <= 2:
-		k.warn(fmt.Sprintf("exit code %d of device %s means off, and is also what programs end with by mistake, such as an interpreter that cannot read its script: a live host would be taken for dead", c.ExitOff, n),
-			"have the program say off by a code of its own, such as 11, and name it here", keys("exit_off")...)
+		// P2: a script that is lost must not prove that a host is off.
+		wrong(fmt.Sprintf("exit code %d of device %s means off, and is also what programs end with by mistake, such as an interpreter that cannot read its script: a live host would be taken for dead", c.ExitOff, n),
+			"have the program say off by a code of its own, such as 11, and name it here", "exit_off")
 	}
 }
 

@@ -235,7 +235,6 @@ func TestWarnings(t *testing.T) {
 		{"plain helper", strings.Replace(small, "helper:", "helper: {plain: true}\n#", 1), "without TLS"},
 		{"no action", strings.Replace(small, "levels:", "action: none\n  levels:", 1), "only reported"},
 		{"no device", strings.Replace(small, "levels: [[bmc]]", "levels: []", 1), "no fence device for h1, h2, h3"},
-		{"off by the code of a mistake", withCommand("arguments: [\"{action}\"]"), "exit code 2 of device bmc means off"},
 		{"off by a code of its own", withCommand("arguments: [\"{action}\"], exit_off: 11"), ""},
 		{"a fence agent", withCommand("style: fence-agents"), ""},
 		{"no status", withCommand("arguments: [\"{action}\"], words: {status: \"\"}"), ""},
@@ -271,9 +270,10 @@ func TestPlainHelperPort(t *testing.T) {
 // the agent is started with it.
 func TestPrograms(t *testing.T) {
 	for more, want := range map[string]string{
-		`arguments: ["{action}"], exit_on: 11, exit_off: 11`: "exit code 11 of device bmc means both on and off",
-		`arguments: ["off"]`: "no argument of device bmc has {action} in it",
-		`exit_off: 11`:       "no argument of device bmc has {action} in it",
+		`arguments: ["{action}"], exit_on: 11, exit_off: 11`:          "exit code 11 of device bmc means both on and off",
+		`arguments: ["{action}"]`:                                     "exit code 2 of device bmc means off, and is also what programs end with by mistake",
+		`arguments: ["off"]`:                                          "no argument of device bmc has {action} in it",
+		`exit_off: 11`:                                                "no argument of device bmc has {action} in it",
 		`arguments: ["{action}"], exit_off: 11, options: {plug: "1"}`: "options are for fence agents",
 		`style: fence-agents, arguments: ["{action}"]`:                "a fence agent gets its options on standard input",
 	} {
