@@ -43,7 +43,7 @@ func answerClimb(t *testing.T, names [][]string, answers string) (string, fencin
 			t.Fatalf("no answer left after %v", did)
 		}
 		var words []fencing.Word
-		for _, a := range strings.Split(lines[0], ",") {
+		for a := range strings.SplitSeq(lines[0], ",") {
 			words = append(words, climbWord(t, a, now))
 		}
 		lines = lines[1:]

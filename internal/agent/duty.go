@@ -538,6 +538,8 @@ func (j *judged) stillDead(now time.Time, act recovery.Fence) error {
 		return fmt.Errorf("it was judged %s ago, and not since", now.Sub(j.at).Round(time.Millisecond))
 	case j.boots[act.Host] != act.Boot:
 		return errors.New("it was judged in another boot")
+	case h.Verdict == haven.VerdictFailed && !h.FenceAllowed:
+		return errors.New("the detector withholds a power command: " + h.NoFence)
 	case !h.MayFence() && h.Verdict != haven.VerdictDead:
 		return fmt.Errorf("%w: it is %s", errCameBack, h.Verdict)
 	}

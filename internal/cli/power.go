@@ -147,16 +147,26 @@ func (s *session) fencedHosts() ([]string, error) {
 // powerVerbs are the actions on a host's power.
 func powerVerbs() []powerVerb {
 	return []powerVerb{
-		{action: haven.ActionStatus, short: "Read the power state from each of a host's fence devices", mark: "  haven fence status kvm-03",
-			long: "Read the power state from each of a host's fence devices, now. Nothing is sent\nbut the question."},
-		{action: haven.ActionTest, all: true, short: "Find out whether a host's fence devices would do", mark: "  haven fence test kvm-03\n  haven fence test --all",
-			long: "Read each of a host's fence devices, tell a wrong password from a device that\nis out of reach or busy, and say whether its \"off\" would be a proof. Nothing is\nsent but questions. It fails when a device would not do."},
-		{action: haven.ActionOff, reason: true, force: true, short: "Power a host off at once", mark: "  haven fence off kvm-03 --reason \"it burns\"\n  haven fence off kvm-03 --force --by maria --reason \"it must not run on\"",
-			long: "Power a host off, by its ladder, and read that it is off. Its VMs are started\nelsewhere once it is proved dead, as after any other death; in maintenance they\nwait. It is refused while anything shows that the host lives; --force, with a\nname, overrules that. It is recorded, and does not count for the limit."},
-		{action: haven.ActionOn, reason: true, short: "Power a host on", mark: "  haven fence on kvm-03 --reason \"repaired\"",
-			long: "Power a host on, by all its fence devices that say off. It is refused while the\nhost is being fenced."},
-		{action: haven.ActionBlink, short: "Make a host's identify light blink", mark: "  haven fence blink kvm-03",
-			long: "Make a host's identify light blink, so that it is found in the rack."},
+		{
+			action: haven.ActionStatus, short: "Read the power state from each of a host's fence devices", mark: "  haven fence status kvm-03",
+			long: "Read the power state from each of a host's fence devices, now. Nothing is sent\nbut the question.",
+		},
+		{
+			action: haven.ActionTest, all: true, short: "Find out whether a host's fence devices would do", mark: "  haven fence test kvm-03\n  haven fence test --all",
+			long: "Read each of a host's fence devices, tell a wrong password from a device that\nis out of reach or busy, and say whether its \"off\" would be a proof. Nothing is\nsent but questions. It fails when a device would not do.",
+		},
+		{
+			action: haven.ActionOff, reason: true, force: true, short: "Power a host off at once", mark: "  haven fence off kvm-03 --reason \"it burns\"\n  haven fence off kvm-03 --force --by maria --reason \"it must not run on\"",
+			long: "Power a host off, by its ladder, and read that it is off. Its VMs are started\nelsewhere once it is proved dead, as after any other death; in maintenance they\nwait. It is refused while anything shows that the host lives; --force, with a\nname, overrules that. It is recorded, and does not count for the limit.",
+		},
+		{
+			action: haven.ActionOn, reason: true, short: "Power a host on", mark: "  haven fence on kvm-03 --reason \"repaired\"",
+			long: "Power a host on, by all its fence devices that say off. It is refused while the\nhost is being fenced.",
+		},
+		{
+			action: haven.ActionBlink, short: "Make a host's identify light blink", mark: "  haven fence blink kvm-03",
+			long: "Make a host's identify light blink, so that it is found in the rack.",
+		},
 	}
 }
 

@@ -138,6 +138,7 @@ func newChaos(t *rapid.T) *chaos {
 		c.cfg.StopsIsolated[id], c.cfg.StopsStorageLost[id] = true, true
 	}
 	c.cfg.StorageLostDelay = 5 * time.Second
+	c.cfg.Action = rapid.SampledFrom([]haven.FenceAction{haven.ActionOff, haven.ActionReboot}).Draw(t, "action")
 	c.m = New(c.cfg)
 	c.run(10 * time.Second)
 	c.delay = func(Act) time.Duration {

@@ -171,6 +171,14 @@ func TestLadder(t *testing.T) {
 			h := c.Slave()
 			h.PowerOff(true)
 			held(c, h, haven.HoldFenceBlocked, 3*time.Minute)
+			c.Ledger(func(s *ledger.State) {
+				detail := s.Incidents[s.Hosts[h.ID].Incident].Hold.Detail
+				for _, want := range []string{"bmc: not proved off", "device does not answer", "next attempt in", "haven fence confirm " + string(h.ID)} {
+					if !strings.Contains(detail, want) {
+						c.Broken("the hold does not say %q: %s", want, detail)
+					}
+				}
+			})
 			sim.Light(h.BMC)
 			c.Recovered(6*time.Minute, h.N())
 			commands(c, 0)
