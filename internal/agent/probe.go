@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -138,7 +139,7 @@ func (a *Agent) takeProbes(observer, suspect haven.HostID, kinds []haven.Evidenc
 			if r.Kind == kind {
 				p.Result = r.Value
 				if kind == haven.EvidenceProbeHelper && r.Value == haven.Yes {
-					p.Detail = r.Detail[:min(len(r.Detail), maxProbeDetail)]
+					p.Detail = strings.ToValidUTF8(r.Detail[:min(len(r.Detail), maxProbeDetail)], "")
 				}
 			}
 		}

@@ -15,6 +15,7 @@ type numbered struct{ told []uint16 }
 func (n *numbered) ReadAll(context.Context) (storagebeat.Contents, error) {
 	return storagebeat.Contents{}, storagebeat.ErrNoIdentity
 }
+
 func (n *numbered) Write(context.Context, storagebeat.RawBeat) error { return storagebeat.ErrNoSlot }
 func (n *numbered) SetSlot(slot uint16)                              { n.told = append(n.told, slot) }
 

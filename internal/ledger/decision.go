@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -49,7 +50,7 @@ func (c RecordDecisions) apply(s *State, _ Position) error {
 			d.Evidence = d.Evidence[:MaxDecisionEvidence]
 		}
 		if len(d.Why) > MaxDecisionWhy {
-			d.Why = d.Why[:MaxDecisionWhy]
+			d.Why = strings.ToValidUTF8(d.Why[:MaxDecisionWhy], "") // it may be cut within a character
 		}
 		s.Decisions = append(s.Decisions, d)
 	}

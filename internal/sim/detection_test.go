@@ -170,8 +170,17 @@ func TestDetection(t *testing.T) {
 	}
 	if *flagTable > 0 {
 		lives = map[int]int{3: 5 * *flagTable, 5: 5 * *flagTable, 16: 2 * *flagTable, 50: *flagTable}
-		noises = []noise{{}, {loss: 0.01}, {loss: 0.05}, {loss: 0.1}, {loss: 0.2},
-			{stall: 300 * time.Millisecond}, {stall: time.Second}, {stall: 3 * time.Second}, {stall: 6 * time.Second}}
+		noises = []noise{
+			{},
+			{loss: 0.01},
+			{loss: 0.05},
+			{loss: 0.1},
+			{loss: 0.2},
+			{stall: 300 * time.Millisecond},
+			{stall: time.Second},
+			{stall: 3 * time.Second},
+			{stall: 6 * time.Second},
+		}
 	}
 	for _, hosts := range []int{3, 5, 16, 50} {
 		for _, n := range noises {
