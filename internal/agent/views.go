@@ -245,6 +245,7 @@ func (a *Agent) viewHosts() []client.Host {
 			if h := s.Hosts[id]; h != nil {
 				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Distrust
 				viewBrakes(&v, s, h)
+				v.PowerGUID = h.Power.GUID
 				if h.ProvedDead() {
 					v.Proof = h.Proof
 				}

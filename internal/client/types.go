@@ -302,14 +302,17 @@ type Host struct {
 	Power       PathView         `json:"power"`
 	// PowerTrusted says that an off of all of the host's fence devices would be
 	// a proof, as far as they are known by now.
-	PowerTrusted bool              `json:"power_trusted"`
-	Left         haven.LeaveReason `json:"left,omitempty"`
-	Incident     haven.IncidentID  `json:"incident,omitempty"`
-	Proof        *haven.Proof      `json:"proof,omitempty"`
-	VMs          int               `json:"vms"` // protected VMs that it owns
-	Load         haven.HostLoad    `json:"load"`
-	Refuses      string            `json:"refuses,omitempty"`
-	Maintenance  *Maintenance      `json:"maintenance,omitempty"`
+	PowerTrusted bool `json:"power_trusted"`
+	// PowerGUID is the identity of the host's first fence device, as it was
+	// recorded while the host lived: by it every master knows the device.
+	PowerGUID   string            `json:"power_guid,omitempty"`
+	Left        haven.LeaveReason `json:"left,omitempty"`
+	Incident    haven.IncidentID  `json:"incident,omitempty"`
+	Proof       *haven.Proof      `json:"proof,omitempty"`
+	VMs         int               `json:"vms"` // protected VMs that it owns
+	Load        haven.HostLoad    `json:"load"`
+	Refuses     string            `json:"refuses,omitempty"`
+	Maintenance *Maintenance      `json:"maintenance,omitempty"`
 	// Quarantine says why it is given no VMs although it is healthy.
 	Quarantine string `json:"quarantine,omitempty"`
 }

@@ -104,7 +104,7 @@ func TestPowerCut(t *testing.T) {
 	})
 	until(t, c, "/v1/hosts", "boards that were read", func(hosts []client.Host) bool {
 		for _, h := range hosts {
-			if h.Power.State != "on" {
+			if h.Power.State != "on" || h.PowerGUID == "" {
 				return false
 			}
 		}

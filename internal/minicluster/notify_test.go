@@ -75,7 +75,7 @@ func TestPeopleAreTold(t *testing.T) {
 	c, err := minicluster.New(minicluster.Options{
 		Hosts: 3, Dir: t.TempDir(), StoreChild: []string{"/proc/self/exe", "store-child"},
 		Net: [2]byte{byte(os.Getpid()>>8) ^ 0x55, byte(os.Getpid())}, MemoryMiB: 8192, OnEvent: func(world.Event) {},
-		Log: func(haven.HostID) *slog.Logger { return slog.New(slog.DiscardHandler) },
+		Log: func(host haven.HostID) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)).With("self", host) },
 		Config: func(yaml string) string {
 			return yaml + fmt.Sprintf(`
 notify:
@@ -104,7 +104,7 @@ notify:
 	}
 	until(t, c, "/v1/vms", "a protected VM", func(vms []client.VM) bool { return len(vms) == 1 && vms[0].Protected })
 	until(t, c, "/v1/hosts", "boards that were read", func(hosts []client.Host) bool {
-		return !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" })
+		return !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" || h.PowerGUID == "" })
 	})
 	c.Hosts()[i].PowerOff()
 	until(t, c, "/v1/vms", "the VM elsewhere", func(vms []client.VM) bool { return vms[0].Owner != status.Master && vms[0].State == haven.VMRunning })

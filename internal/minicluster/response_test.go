@@ -128,7 +128,7 @@ func TestMaintenanceAndDecisions(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, c, "/v1/hosts", "boards that were read", func(hosts []client.Host) bool {
-		return len(hosts) == 3 && !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" })
+		return len(hosts) == 3 && !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" || h.PowerGUID == "" })
 	})
 	path := "/v1/hosts/" + string(owner.ID) + "/maintenance"
 	if err := api.Post(t.Context(), c.Hosts()[0].ID, path, client.Act{Reason: "new fans"}, nil); err != nil {

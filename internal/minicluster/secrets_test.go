@@ -50,7 +50,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	until(t, c, "/v1/vms", "a protected VM", func(vms []client.VM) bool { return len(vms) == 1 && vms[0].Protected })
 	until(t, c, "/v1/hosts", "boards that were read", func(hosts []client.Host) bool {
 		for _, h := range hosts {
-			if h.Power.State != "on" {
+			if h.Power.State != "on" || h.PowerGUID == "" {
 				return false
 			}
 		}

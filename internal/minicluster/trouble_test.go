@@ -34,7 +34,7 @@ func trouble(t *testing.T) (c *minicluster.Cluster, owner *minicluster.Host) {
 		return len(vms) == 3 && !slices.ContainsFunc(vms, func(v client.VM) bool { return !v.Protected || v.Owner != owner.ID })
 	})
 	until(t, c, "/v1/hosts", "boards that were read", func(hosts []client.Host) bool {
-		return len(hosts) == 3 && !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" })
+		return len(hosts) == 3 && !slices.ContainsFunc(hosts, func(h client.Host) bool { return h.Power.State != "on" || h.PowerGUID == "" })
 	})
 	calm(t, c)
 	return c, owner

@@ -232,7 +232,7 @@ func (p *player) whole(ctx context.Context) (string, error) {
 				return fmt.Sprintf("the %s path of %s is %s: %s", name, h.Host, path.State, path.Why), nil
 			}
 		}
-		if h.Verdict != haven.VerdictHealthy || !h.Connected || h.Refuses != "" || h.Hold.Reason != "" || h.Power.State != "on" || !h.PowerTrusted {
+		if h.Verdict != haven.VerdictHealthy || !h.Connected || h.Refuses != "" || h.Hold.Reason != "" || h.Power.State != "on" || !h.PowerTrusted || h.PowerGUID == "" {
 			return fmt.Sprintf("%s is %s, power %s (%s) %s %s", h.Host, h.Verdict, h.Power.State, h.Power.Why, h.Refuses, h.Hold.Detail), nil
 		}
 	}
