@@ -30,7 +30,7 @@ build: ## build havend, haven and haven-helper into bin/
 test: ## unit, property and simulation tests, with the race detector where possible
 ifneq ($(CC_FOUND),)
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./...
-	CGO_ENABLED=0 $(GO) test -short -timeout 20m ./internal/sim
+	CGO_ENABLED=0 $(GO) test -short -timeout 20m ./internal/sim ./internal/flight
 else
 	@echo "no C compiler: the tests run without the race detector (apt-get install gcc libc6-dev brings it)"
 	CGO_ENABLED=0 $(GO) test -short -timeout 20m ./...

@@ -112,6 +112,7 @@ func packText(s string) []byte {
 
 // TestReplayFindsDifferences shows that the check can fail.
 func TestReplayFindsDifferences(t *testing.T) {
+	notUnderRace(t)
 	s, d := newStage(t, 2, 4), newMemDisk()
 	playLoss(t, s, newRecorder(t, s, d))
 	whole := text(t, d.read(t, file1))
@@ -143,6 +144,7 @@ func TestReplayFindsDifferences(t *testing.T) {
 // TestCutAnywhere guards P7 for recordings: an agent that dies while it writes
 // leaves what it has written, readable, and what is read is right.
 func TestCutAnywhere(t *testing.T) {
+	notUnderRace(t)
 	s, d := newStage(t, 3, 3), newMemDisk()
 	playLoss(t, s, newRecorder(t, s, d))
 	data := d.read(t, file1)
@@ -171,6 +173,7 @@ func TestCutAnywhere(t *testing.T) {
 
 // TestDamagedFiles: what is wrong is named, by its line where there is one.
 func TestDamagedFiles(t *testing.T) {
+	notUnderRace(t)
 	s, d := newStage(t, 4, 3), newMemDisk()
 	playLoss(t, s, newRecorder(t, s, d))
 	whole := text(t, d.read(t, file1))
@@ -321,6 +324,7 @@ func TestRecorderTooSlow(t *testing.T) {
 // TestCalmIsLeftOut: of a long incident the minute after each change is kept, and
 // the minute before the next; the file says what is missing.
 func TestCalmIsLeftOut(t *testing.T) {
+	notUnderRace(t)
 	s, d := newStage(t, 9, 3), newMemDisk()
 	r := newRecorder(t, s, d)
 	w := &writer{r: r, disk: d, log: r.cfg.Log, files: map[string]*openFile{}}
@@ -385,6 +389,7 @@ func TestBounds(t *testing.T) {
 // TestRingFitsMemory: a minute of 50 hosts, all of it under suspicion, stays
 // within the budget.
 func TestRingFitsMemory(t *testing.T) {
+	notUnderRace(t)
 	s, d := newStage(t, 11, 50), newMemDisk()
 	r := newRecorder(t, s, d)
 	w := &writer{r: r, disk: d, log: r.cfg.Log, files: map[string]*openFile{}}
@@ -698,5 +703,13 @@ func BenchmarkPack(b *testing.B) {
 	b.ReportMetric(float64(len(r.pack(blk))), "B/packed")
 	for b.Loop() {
 		r.pack(blk)
+	}
+}
+
+// notUnderRace leaves out what runs in one goroutine and takes ten times as long
+// under the race detector. "make test" runs it without.
+func notUnderRace(t *testing.T) {
+	if underRace {
+		t.Skip("there is nothing here that could race")
 	}
 }

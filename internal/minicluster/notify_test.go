@@ -75,7 +75,9 @@ func TestPeopleAreTold(t *testing.T) {
 	c, err := minicluster.New(minicluster.Options{
 		Hosts: 3, Dir: t.TempDir(), StoreChild: []string{"/proc/self/exe", "store-child"},
 		Net: [2]byte{byte(os.Getpid()>>8) ^ 0x55, byte(os.Getpid())}, MemoryMiB: 8192, OnEvent: func(world.Event) {},
-		Log: func(host haven.HostID) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)).With("self", host) },
+		Log: func(host haven.HostID) *slog.Logger {
+			return slog.New(slog.NewTextHandler(t.Output(), nil)).With("self", host)
+		},
 		Config: func(yaml string) string {
 			return yaml + fmt.Sprintf(`
 notify:

@@ -260,6 +260,9 @@ func TestLadder(t *testing.T) {
 	} {
 		tt.s.Seed = uint64(7000 + i)
 		t.Run(tt.name, func(t *testing.T) {
+			if underRace && i%8 != 0 {
+				t.Skip("a sample is enough under the race detector")
+			}
 			t.Parallel()
 			run(t, tt.s)
 		})

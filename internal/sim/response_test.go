@@ -182,7 +182,7 @@ func TestResponses(t *testing.T) {
 		}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if underRace && i%5 != 0 {
+			if underRace && i%10 != 0 {
 				t.Skip("a sample is enough under the race detector")
 			}
 			t.Parallel()

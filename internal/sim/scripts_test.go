@@ -632,7 +632,7 @@ func TestScripts(t *testing.T) {
 		}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if underRace && i%6 != 0 {
+			if underRace && i%12 != 0 {
 				t.Skip("a sample is enough under the race detector")
 			}
 			t.Parallel()
