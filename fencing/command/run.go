@@ -67,7 +67,7 @@ func (d *Driver) run(ctx context.Context, a Action) (int, error) {
 	case !errors.As(err, &exit):
 		return -1, fmt.Errorf("wait: %w", err)
 	}
-	return exit.ExitCode(), fmt.Errorf("%s%s", exit, out.told(secrets))
+	return exit.ExitCode(), fmt.Errorf("%w%s", exit, out.told(secrets))
 }
 
 // killGroup ends the program and all that it started. The group is gone when

@@ -17,7 +17,8 @@ func (n *numbered) ReadAll(context.Context) (storagebeat.Contents, error) {
 }
 
 func (n *numbered) Write(context.Context, storagebeat.RawBeat) error { return storagebeat.ErrNoSlot }
-func (n *numbered) SetSlot(slot uint16)                              { n.told = append(n.told, slot) }
+
+func (n *numbered) SetSlot(slot uint16) { n.told = append(n.told, slot) }
 
 // plain is a store without.
 type plain struct{ storagebeat.Device }

@@ -116,7 +116,7 @@ func TestAgainstTheDumbTwin(t *testing.T) {
 			if want := dumb(history, DefaultWindow); out.State != want {
 				t.Fatalf("%s (%s), the twin says %s", out.State, out.Why, want)
 			}
-			if (out.State == before.State) != out.Since.Equal(before.Since) && before.Since != now {
+			if (out.State == before.State) != out.Since.Equal(before.Since) && !before.Since.Equal(now) {
 				t.Fatalf("%s since %s, before %s since %s", out.State, out.Since, before.State, before.Since)
 			}
 			if out.State == Isolated && (in.Direct || in.Gossip || in.Majority == haven.Yes) {
