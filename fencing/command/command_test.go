@@ -104,7 +104,7 @@ func TestHangingProgramIsKilledWithItsChildren(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range strings.FieldsSeq(string(data)) {
+	for f := range strings.FieldsSeq(string(data)) {
 		pid, _ := strconv.Atoi(f)
 		for alive(pid) {
 			time.Sleep(time.Millisecond) // The kernel takes its time to end it; the test's own limit bounds this.
