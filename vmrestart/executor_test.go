@@ -666,6 +666,7 @@ func TestJournalFailure(t *testing.T) {
 				}
 				for range 10 {
 					time.Sleep(100 * time.Millisecond)
+					synctest.Wait() // What is due at this moment is done, or else it falls between the two looks.
 					if got := a.status(vmA); got.Status != m.rec(vmA).Status {
 						t.Errorf("it says %q, on disk is %q", got.Status, m.rec(vmA).Status)
 					}
