@@ -195,7 +195,7 @@ func (w twin) judge(now time.Time, k key) (haven.Tri, time.Duration, bool) {
 // whatever is read.
 func TestTrackerAgreesWithItsTwin(t *testing.T) {
 	seen := map[haven.Tri]int{}
-	rapid.Check(t, func(t *rapid.T) {
+	story := func(t *rapid.T) {
 		cfg := TrackerConfig{
 			Self: "a", Writer: WriterAgent, Hosts: testHosts[:rapid.IntRange(2, 3).Draw(t, "hosts")],
 			Interval: time.Second, StaleAfter: 4 * time.Second,
@@ -224,7 +224,10 @@ func TestTrackerAgreesWithItsTwin(t *testing.T) {
 				}
 			}
 		}
-	})
+	}
+	for range 10 { // One check of a short run has too few to see everything.
+		rapid.Check(t, story)
+	}
 	for _, tri := range []haven.Tri{haven.Yes, haven.No, haven.Unknown} {
 		if seen[tri] == 0 {
 			t.Errorf("no case was judged %s: the test shows nothing about it", tri)
