@@ -59,6 +59,9 @@ type Report struct {
 	Released []haven.VMID `json:"released,omitempty"`
 	// Leaving is set by an agent's last reports.
 	Leaving haven.LeaveReason `json:"leaving,omitempty"`
+	// Watchdog is what the agent wants the ledger to hold of its watchdog. It
+	// keeps what the ledger holds until an answer shows the new promise.
+	Watchdog haven.Watchdog `json:"watchdog,omitzero"`
 	// Observer is what the agent says of its own paths, Beats what it reads of
 	// all hosts on the stores.
 	Observer ObserverView `json:"observer"`
@@ -85,6 +88,7 @@ type StoreView struct {
 // that agent's clock at the moment of sending.
 type BeatView struct {
 	Store      string            `json:"store"`
+	StoreID    string            `json:"store_id,omitempty"` // the identity of what was read
 	Host       haven.HostID      `json:"host"`
 	Helper     bool              `json:"helper,omitempty"` // written by the helper
 	Absent     bool              `json:"absent,omitempty"`
@@ -129,6 +133,11 @@ type Ack struct {
 	Watch []haven.HostID `json:"watch,omitempty"`
 	// Slot is the agent's place on stores with numbered places; 0 when it has none.
 	Slot uint16 `json:"slot,omitempty"`
+	// Watchdog is what the ledger holds of the agent's watchdog in this boot.
+	Watchdog haven.Watchdog `json:"watchdog,omitzero"`
+	// Verified is how long before this answer the master began the latest question
+	// to the majority that said that it leads; negative when there was none.
+	Verified Millis `json:"verified_ms"`
 	// Every is how long to wait before the next report.
 	Every Millis `json:"every_ms"`
 }
