@@ -527,9 +527,9 @@ func TestPrograms(t *testing.T) {
 	if out := must(h.Exec(t.Context(), "systemctl", "is-system-running"))(t); out != "running\n" {
 		t.Errorf("the host says of itself %q", out)
 	}
-	farewell := lab.Program{Name: "farewell", Args: []string{"sh", "-c", "trap 'systemctl is-system-running > /srv/farewell; exit' TERM; while :; do sleep 0.05; done"}}
+	farewell := lab.Program{Name: "farewell", Args: []string{"sh", "-c", "trap 'systemctl is-system-running > /srv/farewell; exit' TERM; echo > /srv/listening; while :; do sleep 0.05; done"}}
 	ok(t, h.SetPrograms(t.Context(), []lab.Program{farewell}))
-	is("farewell", lab.ProgramRunning)
+	eventually(t, "it listens to signals", func() bool { _, err := os.Stat(l.ExportDir() + "/listening"); return err == nil })
 	ok(t, h.Shutdown())
 	eventually(t, "the host is off", func() bool { return !must(h.PowerIsOn())(t) })
 	if b := must(os.ReadFile(l.ExportDir() + "/farewell"))(t); string(b) != "stopping\n" {
