@@ -45,6 +45,10 @@ var (
 	// ErrRejected is returned when the device refused a command in its present
 	// state, as one that is off refuses to be switched off.
 	ErrRejected = errors.New("device rejected the command in its present state")
+	// ErrNoState is returned when the device answered a question for the power
+	// state and said neither on nor off: it is between the two, or cannot tell.
+	// It would take a power command all the same.
+	ErrNoState = errors.New("device says neither on nor off")
 	// ErrNotPermitted is returned when the caller's permission for a power
 	// command was withdrawn; nothing was sent.
 	ErrNotPermitted = errors.New("power command not permitted")

@@ -18,7 +18,8 @@ type Policy struct {
 	// Window is the most time between two of them; older ones do not count.
 	Window time.Duration
 	// Resend is after how long a power command that shows no effect is sent
-	// again. Slow boards need 4 to 10 s from the command to "off".
+	// again. Slow boards need 4 to 10 s from the command to "off". A device that
+	// answers neither on nor off is given as long before the first command.
 	Resend time.Duration
 	// Sends is how often the command is sent at most, at least 1.
 	Sends int
@@ -142,7 +143,8 @@ const (
 )
 
 // Run is one attempt to prove one host off through one device: a pure machine,
-// fed by Step. It reads first: a host that is off already needs no command.
+// fed by Step. It reads first: a host that is off already needs no command. A
+// device that does not answer gets none either; its next session is a reading.
 // It never takes an error, a timeout or an accepted command for "off".
 type Run struct {
 	policy Policy
@@ -152,9 +154,10 @@ type Run struct {
 	sends    int
 	lastSend time.Time
 	sessions int
-	failures int // sessions that failed in a row
-	denied   int // sessions refused for good in a row
-	refused  int // commands refused for good
+	failures int       // sessions that failed in a row
+	denied   int       // sessions refused for good in a row
+	unclear  time.Time // since when it answers neither on nor off, or zero
+	refused  int       // commands refused for good
 	lastErr  error
 	steps    []string
 	skipped  int
@@ -196,14 +199,18 @@ func (r *Run) Step(now time.Time, ev Event) Effect {
 
 func (r *Run) onReading(now time.Time, ev Event) Effect {
 	r.sessions++
-	if ev.Err != nil {
-		return r.onFailure(now, ev.Err)
+	err := ev.Err
+	if err == nil && ev.Reading.State != haven.PowerOff && ev.Reading.State != haven.PowerOn {
+		err = ErrNoState
+	}
+	switch {
+	case errors.Is(err, ErrNoState):
+		return r.onUnclear(now, err)
+	case err != nil:
+		return r.onFailure(now, err)
 	}
 	r.note(now, ev.Reading.String())
-	if ev.Reading.State != haven.PowerOff && ev.Reading.State != haven.PowerOn {
-		return r.onFailure(now, errors.New("device did not tell the power state"))
-	}
-	r.failures, r.denied = 0, 0
+	r.failures, r.denied, r.unclear = 0, 0, time.Time{}
 	r.offs.push(ev.Reading)
 	switch {
 	case r.offs.count >= r.policy.Confirmations:
@@ -215,20 +222,40 @@ func (r *Run) onReading(now time.Time, ev Event) Effect {
 		// One look is no proof, but it needs no command either.
 		return r.wait(now, ev.Reading.Finish.Add(r.policy.Gap).Sub(now))
 	}
-	return r.onStillOn(now)
+	if r.sends == 0 {
+		return r.send(now, r.policy.Resend)
+	}
+	return r.send(now, now.Sub(r.lastSend))
 }
 
-// onStillOn decides what to do about a host that is on: send, wait or give up.
-func (r *Run) onStillOn(now time.Time) Effect {
-	since := now.Sub(r.lastSend)
+// onUnclear decides about a device that answers and says neither on nor off. It
+// may be on its way to off, so it is given as long as a command is. It may also
+// stay so for ever, with a host that runs: then it is told, and told again.
+func (r *Run) onUnclear(now time.Time, err error) Effect {
+	r.failures, r.denied, r.lastErr = 0, 0, err
+	r.note(now, "reading: "+err.Error())
+	if r.unclear.IsZero() {
+		r.unclear = now
+	}
+	if r.over(now) {
+		return r.stop(now, "time is up: "+err.Error())
+	}
+	return r.send(now, now.Sub(later(r.unclear, r.lastSend)))
+}
+
+// send decides what to do about a host that is not off, when the last power
+// command, or what else it waits for, is so long ago: send, wait or give up.
+func (r *Run) send(now time.Time, since time.Duration) Effect {
 	switch {
 	case r.refused >= deniedMax:
 		return r.stop(now, "device refuses the power command")
-	case r.sends == 0, since >= r.policy.Resend && r.sends < r.policy.Sends:
+	case since >= r.policy.Resend && r.sends < r.policy.Sends:
 		r.sends++
 		r.lastSend = now
 		r.note(now, fmt.Sprintf("sending power off, %d of at most %d", r.sends, r.policy.Sends))
 		return Effect{Do: DoOff}
+	case r.sends >= r.policy.Sends && since >= r.policy.Settle && !r.unclear.IsZero():
+		return r.stop(now, "power commands had no effect that shows: "+r.lastErr.Error())
 	case r.sends >= r.policy.Sends && since >= r.policy.Settle:
 		return r.stop(now, "power commands had no effect: the device still says on")
 	}

@@ -3,6 +3,7 @@ package fencing_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -77,6 +78,8 @@ func script(t *testing.T, p fencing.Policy, answers string) (string, fencing.Out
 			ev.Err = fencing.ErrBusy
 		case "rejected":
 			ev.Err = fencing.ErrRejected
+		case "nostate":
+			ev.Err = fmt.Errorf("%w: it is PoweringOff", fencing.ErrNoState)
 		case "denied":
 			ev.Err = fencing.ErrNotPermitted
 		default:
@@ -106,7 +109,13 @@ func TestRun(t *testing.T) {
 		{name: "another device answers", answers: "off other off other off off", did: "read read read read read read stop", proved: true},
 		{name: "errors do not count as off", answers: "off silent silent off", did: "read read read read stop", proved: true},
 		{name: "silent for ever", answers: "silent", reason: "time is up", sent: 0},
-		{name: "unknown for ever", answers: "unknown", reason: "time is up", sent: 0},
+		{name: "neither on nor off for ever", answers: "unknown | ok", reason: "neither on nor off", sent: 4},
+		{name: "neither, said as an error", answers: "nostate | ok", reason: "neither on nor off", sent: 4},
+		{name: "neither, then off by itself", answers: "nostate nostate off off", did: "read read read read stop", proved: true},
+		{name: "neither, then on: sent at once", answers: "nostate on ok off off", did: "read read off read read stop", proved: true, sent: 1},
+		{name: "neither between on and off", answers: "on ok nostate nostate nostate nostate off off", did: "read off read read read read read read stop", proved: true, sent: 1},
+		{name: "neither is no off", answers: "off nostate off nostate on ok off off", did: "read read read stop", proved: true},
+		{name: "silence is not an answer that is neither", answers: "nostate silent", reason: "time is up", sent: 0},
 		{name: "busy for a while", answers: "busy busy busy on ok off off", did: "read read read read off read read stop", proved: true, sent: 1},
 		{name: "wrong password is not hammered", answers: "auth", did: "read read stop", reason: "does not let us read"},
 		{name: "may read but not control", answers: "on | auth", reason: "refuses the power command", sent: 2},
@@ -125,6 +134,38 @@ func TestRun(t *testing.T) {
 				t.Errorf("P9: %d steps, reason %q", len(out.Steps), out.Reason)
 			}
 		})
+	}
+}
+
+// A board that never says on is given as long as a command needs to show its
+// effect, and not longer: nobody knows that it would ever go off by itself.
+func TestUnclearIsWaitedForOnce(t *testing.T) {
+	p := fencing.DefaultPolicy()
+	start := time.Unix(1000, 0)
+	now, sentAt := start, []time.Duration(nil)
+	run := fencing.NewRun(p)
+	ev := fencing.Event{Kind: fencing.EventStart}
+	for {
+		eff := run.Step(now, ev)
+		switch eff.Do {
+		case fencing.DoWait:
+			now, ev = eff.Until, fencing.Event{Kind: fencing.EventTime}
+			continue
+		case fencing.DoRead:
+			ev = fencing.Event{Kind: fencing.EventReading, Err: fencing.ErrNoState}
+		case fencing.DoOff:
+			sentAt = append(sentAt, now.Sub(start))
+			ev = fencing.Event{Kind: fencing.EventCommand}
+		case fencing.DoStop:
+			if len(sentAt) != p.Sends || sentAt[0] < p.Resend || sentAt[0] > p.Resend+2*time.Second {
+				t.Errorf("commands after %s, want %d, the first about %s after the start", sentAt, p.Sends, p.Resend)
+			}
+			if took := now.Sub(start); eff.Outcome.Proved || took < sentAt[p.Sends-1]+p.Settle || took > p.Total {
+				t.Errorf("%v after %s", eff.Outcome, took)
+			}
+			return
+		}
+		now = now.Add(50 * time.Millisecond)
 	}
 }
 

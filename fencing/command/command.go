@@ -201,7 +201,7 @@ func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 	r := fencing.Reading{State: haven.PowerUnknown, Start: time.Now()}
 	if d.cfg.Words[Status] == "" {
 		r.Finish = time.Now()
-		return r, fmt.Errorf("%w: %s has no word for status, so it proves nothing", fencing.ErrUnsupported, d.cfg.Program)
+		return r, fmt.Errorf("%w: %s has no word for status, so it proves nothing", fencing.ErrNoState, d.cfg.Program)
 	}
 	code, err := d.run(ctx, Status)
 	r.Finish = time.Now()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -270,4 +271,20 @@ func FuzzTold(f *testing.F) {
 			t.Errorf("tells %q of %q", told, data)
 		}
 	})
+}
+
+// A program without a word for status proves nothing, and is told to cut the
+// power all the same when it is its turn.
+func TestProgramWithoutStatusIsCommanded(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	d := shell(t, `echo "$1" >>`+mark, func(c *Config) { c.Words = map[Action]string{Off: "off"} })
+	p := fencing.DefaultPolicy()
+	p.Resend, p.Sends, p.Settle, p.Total = 300*time.Millisecond, 2, 300*time.Millisecond, 10*time.Second
+	out, err := fencing.Execute(t.Context(), d, p, nil, slog.New(slog.DiscardHandler))
+	if err != nil || out.Proved || out.Sent != 2 || !strings.Contains(out.Reason, "has no word for status") {
+		t.Errorf("%v, %v", out, err)
+	}
+	if got, _ := os.ReadFile(mark); string(got) != "off\noff\n" {
+		t.Errorf("the program was told %q", got)
+	}
 }

@@ -147,7 +147,10 @@ func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 	r := fencing.Reading{State: haven.PowerUnknown, Start: time.Now()}
 	err := d.do(ctx, "read power", func(ctx context.Context, s *session) error {
 		data, err := s.command(ctx, &chassis.GetChassisStatusRequest{})
-		if err != nil {
+		switch {
+		case errors.Is(err, fencing.ErrBusy): // it let us in, and might still take a command
+			return fmt.Errorf("%w: %s", fencing.ErrNoState, err.Error())
+		case err != nil:
 			return err
 		}
 		var res chassis.GetChassisStatusResponse

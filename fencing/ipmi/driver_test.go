@@ -245,7 +245,7 @@ func TestRefusals(t *testing.T) {
 		{name: "password too long", config: password("123456789012345678901"), want: fencing.ErrAuth, logins: 0},
 		{name: "BMC key missing", board: func(c *ipmitest.Config) { c.KG = []byte("key") }, want: fencing.ErrAuth, logins: 1},
 		{name: "no session free", faults: func(f *ipmitest.Faults) { f.RefuseSessions = true }, want: fencing.ErrBusy, logins: 1},
-		{name: "status busy", faults: func(f *ipmitest.Faults) { f.StatusBusy = true }, want: fencing.ErrBusy, logins: 1},
+		{name: "status busy", faults: func(f *ipmitest.Faults) { f.StatusBusy = true }, want: fencing.ErrNoState, logins: 1},
 		{name: "off already", faults: func(f *ipmitest.Faults) { f.RejectOff = true }, board: func(c *ipmitest.Config) { c.Off = true }, off: true, want: fencing.ErrRejected, logins: 1},
 		{name: "chassis fails", board: func(c *ipmitest.Config) { c.OnPower = func(bool) error { return errors.New("stuck relay") } }, off: true, want: fencing.ErrBusy, logins: 1},
 	}

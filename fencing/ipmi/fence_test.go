@@ -41,6 +41,7 @@ func TestFenceOverTheWire(t *testing.T) {
 		{name: "status stuck at on", faults: func(f *ipmitest.Faults) { f.Stuck = haven.PowerOn }, sent: 3},
 		{name: "all commands ignored", faults: func(f *ipmitest.Faults) { f.Ignore = 99 }, sent: 3},
 		{name: "dead", faults: func(f *ipmitest.Faults) { f.Dead = true }},
+		{name: "status busy for ever", faults: func(f *ipmitest.Faults) { f.StatusBusy = true }, sent: 3},
 		{name: "no session free", faults: func(f *ipmitest.Faults) { f.RefuseSessions = true }},
 		{name: "every thirteenth answer lost", faults: func(f *ipmitest.Faults) {
 			var n atomic.Int32

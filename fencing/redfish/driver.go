@@ -182,7 +182,7 @@ func (d *Driver) Target() string {
 func (d *Driver) String() string { return "redfish " + d.Target() }
 
 // Power reads the power state. A system that is on its way from one state to
-// the other is an error, ErrBusy: only On and Off are told.
+// the other is an error, ErrNoState: only On and Off are told.
 func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 	r := fencing.Reading{State: haven.PowerUnknown, Start: time.Now()}
 	err := d.do(ctx, "read power", func(ctx context.Context, s *session) error {

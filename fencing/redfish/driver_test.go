@@ -322,8 +322,8 @@ func TestRefusals(t *testing.T) {
 				return []byte(`{"@odata.type":"#ComputerSystem.v1_0_0.ComputerSystem","PowerState":["Off"]}`)
 			}
 		}), want: fencing.ErrBusy, text: "shape"},
-		{name: "being switched off", do: read, faults: faults(func(f *redfishtest.Faults) { f.State = "PoweringOff" }), want: fencing.ErrBusy, text: "PoweringOff"},
-		{name: "power state null", do: read, faults: faults(func(f *redfishtest.Faults) { f.State = "null" }), want: fencing.ErrBusy},
+		{name: "being switched off", do: read, faults: faults(func(f *redfishtest.Faults) { f.State = "PoweringOff" }), want: fencing.ErrNoState, text: "PoweringOff"},
+		{name: "power state null", do: read, faults: faults(func(f *redfishtest.Faults) { f.State = "null" }), want: fencing.ErrNoState},
 		{name: "several systems", do: read, board: func(c *redfishtest.Config) { c.Others = []string{"2"} }, want: fencing.ErrUnsupported, text: "several computer systems; the configuration must name"},
 		{name: "no such system", do: read, driver: func(c *redfish.Config) { c.System = "/redfish/v1/Systems/9" }, want: fencing.ErrUnsupported, text: "404"},
 		{name: "a chassis for a system", do: read, driver: func(c *redfish.Config) { c.System = "/redfish/v1/Chassis/1" }, want: fencing.ErrUnsupported, text: "no computer system"},
@@ -351,7 +351,7 @@ func TestRefusals(t *testing.T) {
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Fatalf("err = %v\nwant %v with %q", err, tt.want, tt.text)
 			}
-			for _, other := range []error{fencing.ErrAuth, fencing.ErrBusy, fencing.ErrRejected, fencing.ErrUnreachable, fencing.ErrUnsupported} {
+			for _, other := range []error{fencing.ErrAuth, fencing.ErrBusy, fencing.ErrRejected, fencing.ErrUnreachable, fencing.ErrUnsupported, fencing.ErrNoState} {
 				if !errors.Is(tt.want, other) && errors.Is(err, other) {
 					t.Errorf("%v is also %v", err, other)
 				}

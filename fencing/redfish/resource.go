@@ -72,7 +72,7 @@ func (s *system) check() error {
 // system that is being switched off may still write.
 func (s *system) power() (haven.PowerState, error) {
 	if s.PowerState == nil {
-		return haven.PowerUnknown, fmt.Errorf("%w: it does not tell the power state", fencing.ErrBusy)
+		return haven.PowerUnknown, fmt.Errorf("%w: it does not tell the power state", fencing.ErrNoState)
 	}
 	switch *s.PowerState {
 	case "On":
@@ -80,9 +80,9 @@ func (s *system) power() (haven.PowerState, error) {
 	case "Off":
 		return haven.PowerOff, nil
 	case "PoweringOn", "PoweringOff", "Paused":
-		return haven.PowerUnknown, fmt.Errorf("%w: its power state is %s", fencing.ErrBusy, *s.PowerState)
+		return haven.PowerUnknown, fmt.Errorf("%w: its power state is %s", fencing.ErrNoState, *s.PowerState)
 	}
-	return haven.PowerUnknown, fmt.Errorf("%w: its power state is no word of the standard", fencing.ErrBusy)
+	return haven.PowerUnknown, fmt.Errorf("%w: its power state is no word of the standard", fencing.ErrNoState)
 }
 
 // light is the indicator of a system or a chassis. Newer boards have Location,

@@ -255,6 +255,7 @@ func powerErrors() map[string]error {
 	return map[string]error{
 		"auth": fencing.ErrAuth, "unreachable": fencing.ErrUnreachable, "busy": fencing.ErrBusy,
 		"unsupported": fencing.ErrUnsupported, "rejected": fencing.ErrRejected, "not-permitted": fencing.ErrNotPermitted,
+		"no-state": fencing.ErrNoState,
 	}
 }
 
