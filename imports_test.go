@@ -56,7 +56,7 @@ var ranks = map[string]int{
 
 	"cmd/havend": 9, "cmd/haven": 9, "cmd/haven-helper": 9,
 
-	"test/lab/gobmc": 1, "test/lab/guestos": 1, "test/lab/labfs": 1,
+	"test/lab/gobmc": 1, "test/lab/guestos": 1, "test/lab/labfs": 1, "test/lab/labdog": 1,
 	"test/lab": 3, "test/lab/cmd/lab": 9,
 	"test/scenarios": 9, "test/demo": 9,
 }
@@ -85,7 +85,7 @@ var owners = map[string][]string{
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/havend", "cmd/haven-helper"},
 	"github.com/godbus/dbus/v5":               {"internal/logind"},
 	"github.com/gosnmp/gosnmp":                {"internal/notify/snmp"},
-	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs"},
+	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs", "test/lab/labdog"},
 	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab", "test/lab/labfs"},
 	// In tests anywhere; in other code only there.
 	"pgregory.net/rapid":                 {},

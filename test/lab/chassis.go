@@ -71,7 +71,7 @@ func (c chassis) offLocked(ctx context.Context) error {
 	if err := group.thaw(); err != nil {
 		return fmt.Errorf("power off %s: %w", c.host, err)
 	}
-	return nil
+	return c.spec.stopDog(ctx, c.host)
 }
 
 // releaseStuck fails the storage requests that keep dead processes in the kernel,

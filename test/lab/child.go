@@ -18,6 +18,7 @@ const (
 	childBMC     = childMark + "bmc"     // a BMC in Go
 	childChassis = childMark + "chassis" // one power command, for ipmi_sim
 	childGuard   = childMark + "guard"   // takes the lab down when its owner dies
+	childDog     = childMark + "dog"     // a host's watchdog device
 )
 
 // RunChild runs the lab's helper that this process was started as and does not
@@ -37,7 +38,7 @@ func RunChild() {
 func isChild() bool { return len(os.Args) > 1 && strings.HasPrefix(os.Args[1], childMark) }
 
 func runChild(word string, args []string) error {
-	need := map[string]int{childInit: 2, childStorage: 3, childBMC: 2, childChassis: 4, childGuard: 2}
+	need := map[string]int{childInit: 2, childStorage: 3, childBMC: 2, childChassis: 4, childGuard: 2, childDog: 2}
 	if n, ok := need[word]; !ok || len(args) < n {
 		return errors.New("started with wrong arguments")
 	}
@@ -46,6 +47,8 @@ func runChild(word string, args []string) error {
 		return runInit(args[0], args[1])
 	case childStorage:
 		return runStorage(args[0], args[1], args[2])
+	case childDog:
+		return runDog(args[0], args[1])
 	case childBMC:
 		return runBMC(args[0], args[1])
 	case childChassis:

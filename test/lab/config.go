@@ -49,6 +49,9 @@ type Config struct {
 	NoLocks bool
 	// TwoStores gives each host a second shared storage, at [HostSecondStorePath].
 	TwoStores bool
+	// Watchdogs gives each host a watchdog device, at [HostWatchdog]. It is a
+	// machine's own: when it expires it resets the host, hung or not.
+	Watchdogs bool
 	// Programs returns what a host runs beside libvirtd. It is called once for
 	// each host before the first power-on; ConfigDir and DataDir exist by then.
 	Programs func(HostInfo) ([]Program, error)
@@ -91,6 +94,8 @@ const (
 	// HostSecondStorePath is another shared storage, which fails by itself.
 	HostSecondStorePath = "/run/store2"
 	HostLibvirtSocket   = "/run/libvirt/libvirt-sock"
+	// HostWatchdog is the device of a lab with [Config.Watchdogs].
+	HostWatchdog = "/run/dog/watchdog"
 	// HostBootIDFile holds a boot id drawn at power-on. It is mounted over
 	// /proc/sys/kernel/random/boot_id too.
 	HostBootIDFile = "/run/haven/boot_id"
@@ -126,6 +131,8 @@ type spec struct {
 	OwnDir bool // Dir is ours to remove
 	// TwoStores says that hosts have a second shared storage.
 	TwoStores bool
+	// Watchdogs says that hosts have a watchdog device.
+	Watchdogs bool
 	Hosts     []HostInfo
 }
 
@@ -159,7 +166,7 @@ func newSpec(c Config) (*spec, error) {
 		return nil, err
 	}
 	s := &spec{
-		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks, TwoStores: c.TwoStores,
+		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks, TwoStores: c.TwoStores, Watchdogs: c.Watchdogs,
 		Cgroup: filepath.Join(root, c.Prefix),
 	}
 	if s.Dir == "" {

@@ -193,6 +193,7 @@ func (s *spec) setUpHost(h HostInfo) error {
 		func() error { return s.bindDisk(h.Name) },
 		func() error { return bind(s.mount(h.Name), HostStorePath) },
 		func() error { return s.bindSecondStore(h.Name) },
+		func() error { return s.bindDog(h.Name) },
 		hideStorage,
 		drawBootID,
 	}
@@ -231,7 +232,7 @@ func bind(from, to string) error {
 }
 
 // hideStorage takes the storage of all hosts, and of other labs, out of this host's
-// sight; its own stays visible at [HostStorePath]. Else a tool that looks at all
+// sight, and their watchdogs; its own stays visible at [HostStorePath]. Else a tool that looks at all
 // mounts would hang on another host's hung storage.
 func hideStorage() error {
 	all, err := mounts()
@@ -239,7 +240,8 @@ func hideStorage() error {
 		return err
 	}
 	for _, m := range all {
-		if m.fstype != "fuse.labfs" || m.point == HostStorePath || m.point == HostSecondStorePath {
+		own := []string{HostStorePath, HostSecondStorePath, filepath.Dir(HostWatchdog)}
+		if m.fstype != "fuse.labfs" && m.fstype != "fuse.labdog" || slices.Contains(own, m.point) {
 			continue
 		}
 		if err := unix.Unmount(m.point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {

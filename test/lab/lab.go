@@ -108,6 +108,7 @@ func (l *Lab) build(ctx context.Context, c Config) error {
 		{"files", func() error { return l.makeFiles(c.Persist) }},
 		{"network", func() error { return l.spec.buildNetwork(ctx) }},
 		{"storage", func() error { return l.Each(func(h *Host) error { return h.startStorage(ctx) }) }},
+		{"watchdogs", func() error { return l.Each(func(h *Host) error { return h.startDog(ctx) }) }},
 		{"BMCs", func() error { return l.Each(func(h *Host) error { return h.startBMC(ctx) }) }},
 		{"programs", func() error { return l.placePrograms(c.Programs) }},
 		{"power", func() error { return l.Each(func(h *Host) error { return h.PowerOn(ctx) }) }},
@@ -134,6 +135,9 @@ func (l *Lab) makeFiles(persist bool) error {
 		}
 	}
 	for _, h := range s.Hosts {
+		if s.Watchdogs {
+			dirs = append(dirs, s.dogMount(h.Name))
+		}
 		for _, g := range []cgroup{s.hostCgroup(h.Name), s.bmcCgroup(h.Name), s.storeCgroup(h.Name)} {
 			dirs = append(dirs, string(g))
 		}

@@ -115,9 +115,10 @@ func up(ctx context.Context, dir string, log *slog.Logger, args []string) error 
 	bmc := flags.String("bmc", string(lab.BMCSim), "BMC firmware, sim or go")
 	noLocks := flags.Bool("nolocks", false, "keep file locks to each host")
 	twoStores := flags.Bool("twostores", false, "give hosts a second shared storage")
+	watchdogs := flags.Bool("watchdogs", false, "give each host a watchdog device")
 	_ = flags.Parse(args) // exits on error
 	l, err := lab.New(ctx, lab.Config{
-		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, TwoStores: *twoStores, Persist: true, Logger: log,
+		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, TwoStores: *twoStores, Watchdogs: *watchdogs, Persist: true, Logger: log,
 	})
 	if err != nil {
 		return err
