@@ -19,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing/command"
 	"github.com/haven-ha/haven/internal/agent"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/logind"
@@ -32,6 +33,9 @@ var version = "dev"
 // storeChild is the hidden argument of a store's child process.
 const storeChild = "store-child"
 
+// fenceLauncher is the hidden argument of what starts fence programs.
+const fenceLauncher = "fence-program"
+
 // Exit codes, beside those of config.Check.
 const (
 	exitOK     = 0
@@ -44,6 +48,9 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == storeChild {
 		return storagebeat.ChildMain(args[1:], os.Stdin, os.Stdout, stores.Types()...)
+	}
+	if len(args) > 0 && args[0] == fenceLauncher {
+		return command.Launch(args[1:], os.Environ(), stderr)
 	}
 	flags := flag.NewFlagSet("havend", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -114,7 +121,7 @@ func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
 	}
 	parts := agent.Real{
 		Config: cfg, Host: host, BootIDFile: bootID, Version: version, Log: log.With("self", host),
-		StoreChild: []string{"/proc/self/exe", storeChild},
+		StoreChild: []string{"/proc/self/exe", storeChild}, FenceLauncher: []string{"/proc/self/exe", fenceLauncher},
 	}
 	deps, closeParts, err := parts.Open()
 	if err != nil {

@@ -58,6 +58,9 @@ const (
 // Config describes one device.
 type Config struct {
 	Style Style
+	// Launcher starts programs: a command that ends in Launch, with the program and
+	// its arguments after it.
+	Launcher []string
 	// Program is the absolute path of the program.
 	Program string
 	// Arguments is the template of StyleArguments. {action}, {address}, {host},
@@ -88,7 +91,11 @@ type Config struct {
 
 // Driver is a fencing.Driver for one device.
 type Driver struct {
-	cfg Config
+	cfg   Config
+	parts parts
+	// slot is taken while a process of this device is there: one that the kernel
+	// does not let go is never joined by a second one (P8).
+	slot chan struct{}
 }
 
 var _ fencing.Driver = (*Driver)(nil)
@@ -113,6 +120,8 @@ func New(cfg Config) (*Driver, error) {
 	switch {
 	case cfg.Style != StyleArguments && cfg.Style != StyleAgent:
 		return nil, fmt.Errorf("command: style %q: want %s or %s", cfg.Style, StyleArguments, StyleAgent)
+	case len(cfg.Launcher) == 0:
+		return nil, errors.New("command: a launcher is needed")
 	case !filepath.IsAbs(cfg.Program):
 		return nil, fmt.Errorf("command: program %q: want an absolute path", cfg.Program)
 	case cfg.Timeout < time.Second || cfg.Timeout > timeoutMax:
@@ -122,7 +131,7 @@ func New(cfg Config) (*Driver, error) {
 	case cfg.Words[Off] == "" && cfg.Words[Blink] == "":
 		return nil, errors.New("command: the program has no word for off: it cannot fence")
 	}
-	d := &Driver{cfg}
+	d := &Driver{cfg: cfg, parts: realParts(), slot: make(chan struct{}, 1)}
 	return d, errors.Join(d.checkTemplate(), d.checkOptions())
 }
 

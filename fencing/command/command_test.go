@@ -20,7 +20,7 @@ import (
 // shell is a program of one line of shell: $1 is the action.
 func shell(t *testing.T, script string, change func(*Config)) *Driver {
 	t.Helper()
-	cfg := Config{Program: "/bin/sh", Arguments: []string{"-c", strings.NewReplacer("{", "{{", "}", "}}").Replace(script), "sh", "{action}"}}
+	cfg := Config{Launcher: launcher(), Program: "/bin/sh", Arguments: []string{"-c", strings.NewReplacer("{", "{{", "}", "}}").Replace(script), "sh", "{action}"}}
 	if change != nil {
 		change(&cfg)
 	}
@@ -174,7 +174,7 @@ func TestFenceAgent(t *testing.T) {
 	}
 	password := "s3cret pass=word"
 	d, err := New(Config{
-		Style: StyleAgent, Program: agent, Options: map[string]string{"plug": "3"}, Address: state,
+		Launcher: launcher(), Style: StyleAgent, Program: agent, Options: map[string]string{"plug": "3"}, Address: state,
 		Username: "admin", Password: func() (string, error) { return password, nil },
 	})
 	if err != nil {
@@ -210,7 +210,7 @@ func TestFenceAgent(t *testing.T) {
 func TestTemplate(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	d, err := New(Config{
-		Program: "/bin/sh", Arguments: []string{"-c", `printf '%s|' "$@" >` + mark, "sh", "--{action}={address}", "{host} {username}", "{password_file}", "{{x}}"},
+		Launcher: launcher(), Program: "/bin/sh", Arguments: []string{"-c", `printf '%s|' "$@" >` + mark, "sh", "--{action}={address}", "{host} {username}", "{password_file}", "{{x}}"},
 		Host: "kvm-01", Address: "10.0.0.1", Username: "a b; $(reboot)", PasswordFile: "/etc/haven/p",
 	})
 	if err != nil {
@@ -222,12 +222,13 @@ func TestTemplate(t *testing.T) {
 	if got, _ := os.ReadFile(mark); string(got) != "--off=10.0.0.1|kvm-01 a b; $(reboot)|/etc/haven/p|{x}|" {
 		t.Errorf("arguments %q", got)
 	}
-	good := Config{Program: "/bin/true", Arguments: []string{"{action}"}}
+	good := Config{Launcher: launcher(), Program: "/bin/true", Arguments: []string{"{action}"}}
 	bad := []struct {
 		name   string
 		change func(*Config)
 		want   string
 	}{
+		{"no launcher", func(c *Config) { c.Launcher = nil }, "launcher"},
 		{"relative path", func(c *Config) { c.Program = "true" }, "absolute path"},
 		{"no action", func(c *Config) { c.Arguments = []string{"off"} }, "could not tell off from status"},
 		{"password as an argument", func(c *Config) { c.Arguments = []string{"{action}", "{password}"} }, "unknown place {password}"},

@@ -21,7 +21,8 @@ const (
 	outputMax = 16 << 10 // bytes that are kept; the rest is thrown away
 	toldMax   = 300      // bytes of it that an error tells
 	// reapFor is how long a killed program is waited for. One that the kernel does
-	// not let go, in a system call on dead storage, is left behind.
+	// not let go, in a system call on dead storage, is left behind, and the device
+	// is busy until it is gone.
 	reapFor = 2 * time.Second
 )
 
@@ -35,45 +36,50 @@ func (d *Driver) run(ctx context.Context, a Action) (int, error) {
 		return -1, err
 	}
 	out := &tail{}
-	cmd := exec.Command(d.cfg.Program, args...)
+	launcher := d.cfg.Launcher
+	cmd := exec.Command(launcher[0], slices.Concat(launcher[1:], []string{d.cfg.Program}, args)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// What the program left running in the background may hold its output open.
 	cmd.WaitDelay = reapFor
-	if err := cmd.Start(); err != nil {
-		return -1, fmt.Errorf("start: %w", err)
+	select {
+	case d.slot <- struct{}{}:
+	default:
+		return -1, fmt.Errorf("%w: its last run does not end", fencing.ErrBusy)
 	}
+	p := &process{cmd: cmd, parts: d.parts}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	go func() {
+		err := p.run()
+		<-d.slot
+		ended <- err
+	}()
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		killGroup(cmd.Process.Pid)
+		p.stop()
+		gone := "killed"
 		select {
 		case <-ended:
 		case <-time.After(2 * reapFor):
+			gone = "killed, and it does not go"
 		}
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return -1, fmt.Errorf("killed: %w", ctx.Err())
+			return -1, fmt.Errorf("%s: %w", gone, ctx.Err())
 		}
-		return -1, fmt.Errorf("%w: not done in time, killed", fencing.ErrUnreachable)
+		return -1, fmt.Errorf("%w: not done in time, %s", fencing.ErrUnreachable, gone)
 	}
-	killGroup(cmd.Process.Pid) // what it left behind
+	p.stop() // what it left behind
 	var exit *exec.ExitError
 	switch {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay):
 		return 0, nil
 	case !errors.As(err, &exit):
-		return -1, fmt.Errorf("wait: %w", err)
+		return -1, err
 	}
 	return exit.ExitCode(), fmt.Errorf("%w%s", exit, out.told(secrets))
 }
-
-// killGroup ends the program and all that it started. The group is gone when
-// nothing of it is left, and its number is not used again while this process has
-// not waited for its leader, or right after that.
-func killGroup(pid int) { _ = syscall.Kill(-pid, syscall.SIGKILL) }
 
 // prepare makes the arguments and the standard input of one run, and lists what
 // must not be told.

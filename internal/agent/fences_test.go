@@ -30,7 +30,7 @@ hosts:
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Real{Config: cfg}.fences()
+	return Real{Config: cfg, FenceLauncher: []string{"/bin/sh", "-c", `exec "$@"`, "sh"}}.fences()
 }
 
 // TestCommandDevices: a program is told its host's outlet, and two hosts with one

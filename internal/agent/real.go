@@ -42,8 +42,10 @@ type Real struct {
 	BootIDFile string
 	// StoreChild starts the child process of a store; see storagebeat.ChildMain.
 	StoreChild []string
-	Version    string
-	Log        *slog.Logger
+	// FenceLauncher starts the programs of fence devices; see command.Launch.
+	FenceLauncher []string
+	Version       string
+	Log           *slog.Logger
 }
 
 // kernelBootID is where Linux names its boot.
@@ -228,7 +230,7 @@ func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
 		for _, names := range host.Fencing.Levels {
 			var level []FenceDevice
 			for _, name := range names {
-				dev, err := fenceDevice(id, name, host.Fencing.Devices[name])
+				dev, err := r.fenceDevice(id, name, host.Fencing.Devices[name])
 				if err != nil {
 					return nil, fmt.Errorf("fence device %s of host %s: %w", name, id, err)
 				}
@@ -242,13 +244,13 @@ func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
 	return all, nil
 }
 
-func fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, error) {
+func (r Real) fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, error) {
 	password := func() (string, error) {
 		s, _, err := config.LoadSecret(d.PasswordFile)
 		return s.Reveal(), err
 	}
 	if d.Driver == "command" {
-		return programDevice(host, name, d, password)
+		return r.programDevice(host, name, d, password)
 	}
 	if d.Driver == "redfish" {
 		return redfishDevice(name, d, password)
@@ -268,10 +270,11 @@ func fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, 
 }
 
 // programDevice is a device that comes with a program.
-func programDevice(host haven.HostID, name string, d config.Device, password func() (string, error)) (FenceDevice, error) {
+func (r Real) programDevice(host haven.HostID, name string, d config.Device, password func() (string, error)) (FenceDevice, error) {
 	c := d.Command
 	cfg := command.Config{
-		Style: command.Style(c.Style), Program: c.Program, Arguments: c.Arguments, Options: c.Options,
+		Launcher: r.FenceLauncher,
+		Style:    command.Style(c.Style), Program: c.Program, Arguments: c.Arguments, Options: c.Options,
 		Words: map[command.Action]string{
 			command.Off: c.Words.Off, command.On: c.Words.On, command.Blink: c.Words.Blink,
 			command.Status: c.Words.Status, command.Test: c.Words.Test,

@@ -197,7 +197,7 @@ func (r *Redfish) keys() []field {
 func (c *Command) keys() []field {
 	w := &c.Words
 	return []field{
-		file("program", &c.Program, "The program. Required with driver command. It belongs on the host's own disk: storage that hangs would hang its start, and with it the start of any other program of the agent."),
+		file("program", &c.Program, "The program. Required with driver command. It belongs on the host's own disk: on storage that hangs it cannot be started, and the device is busy until the storage is back."),
 		word("style", &c.Style, []string{"arguments", "fence-agents"}, nil, "arguments: the template below. fence-agents: name=value lines on standard input, as /usr/sbin/fence_* want them, the address as ipaddr, the user as login, the password as passwd; nothing secret is on a command line."),
 		texts("arguments", &c.Arguments, 64, "Template of the arguments with style arguments; one of them has {action} in it. {action}, {address}, {host}, {username} and {password_file} are filled in; a brace that is meant is written twice. A password itself has no place there: every user can read the arguments of all processes."),
 		textTable("options", &c.Options, "Further options with style fence-agents, such as plug: \"3\"."),
