@@ -22,6 +22,9 @@ type Backend interface {
 	// Write writes one record in place; see Device. It makes sure, each time,
 	// that the storage is still the store that the record is for.
 	Write(ctx context.Context, beat RawBeat) error
+	// WritePill puts a pill into a host's mailbox; see Mailer. It makes sure of the
+	// store as Write does.
+	WritePill(ctx context.Context, pill RawPill) error
 	// Init makes a store. When something is there that options do not name,
 	// it changes nothing and returns ErrNotEmpty with the identity of the
 	// store that is there, if it is one.
@@ -133,6 +136,14 @@ func (d *dirStore) Write(ctx context.Context, beat RawBeat) error {
 		return err
 	}
 	return d.write(beat)
+}
+
+// WritePill implements Backend.
+func (d *dirStore) WritePill(ctx context.Context, pill RawPill) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return d.writePill(pill)
 }
 
 // Init implements Backend.

@@ -84,7 +84,10 @@ type Beat struct {
 	Isolated    bool         `json:"isolated"`         // it sees nobody on the network
 	// Releasing says that it is isolated and stops its VMs, as configured: those
 	// that are not among VMs are gone, and it does not start them again by itself.
-	Releasing bool              `json:"releasing,omitempty"`
+	Releasing bool `json:"releasing,omitempty"`
+	// Resetting says that it obeys a pill and resets the machine now. It proves
+	// nothing: a host that says so lived when it said it, and the reset may fail.
+	Resetting bool              `json:"resetting,omitempty"`
 	Left      haven.LeaveReason `json:"left,omitempty"` // set in the last beat before a stop on purpose
 	// Watchdog is the timeout of the armed watchdog, or 0 when none is armed.
 	Watchdog time.Duration `json:"watchdog_ns,omitempty"`

@@ -136,6 +136,12 @@ func (c *Child) Write(ctx context.Context, b RawBeat) error {
 	return err
 }
 
+// WritePill puts a pill into a host's mailbox; see Mailer.
+func (c *Child) WritePill(ctx context.Context, p RawPill) error {
+	_, err := c.do(ctx, request{Op: opPill, Host: p.Host, record: p.Data})
+	return err
+}
+
 // SetSlot says which slot the ledger assigned to this host. Stores without slots
 // do not mind.
 func (c *Child) SetSlot(slot uint16) { c.slot.Store(uint32(slot)) }

@@ -126,6 +126,8 @@ func (c *childServer) operate(ctx context.Context, req request, resp *response) 
 		}
 	case opWrite:
 		err = c.store.Write(ctx, RawBeat{Host: req.Host, Writer: req.Writer, Slot: req.Slot, Data: req.record})
+	case opPill:
+		err = c.store.WritePill(ctx, RawPill{Host: req.Host, Data: req.record})
 	case opInit:
 		if req.Init == nil {
 			err = errors.New("init without options")

@@ -58,6 +58,7 @@ const (
 	flagKnowsLedger
 	flagComplete
 	flagReleasing
+	flagResetting
 )
 
 var recordMagic = [8]byte{'H', 'A', 'V', 'E', 'N', 'B', 'T', '\n'}
@@ -138,6 +139,9 @@ func flagsOf(b Beat, all bool) uint32 {
 	}
 	if b.Releasing {
 		f |= flagReleasing
+	}
+	if b.Resetting {
+		f |= flagResetting
 	}
 	if b.Complete && all {
 		f |= flagComplete
@@ -231,6 +235,7 @@ func unpack(r []byte) (Beat, error) {
 		KnowsLedger: flags&flagKnowsLedger != 0,
 		Complete:    flags&flagComplete != 0,
 		Releasing:   flags&flagReleasing != 0,
+		Resetting:   flags&flagResetting != 0,
 	}
 	for i := range int(count) {
 		b.VMs = append(b.VMs, haven.VMID(formatUUID([16]byte(r[offVMs+16*i:]))))
@@ -257,10 +262,10 @@ func DecodeAt(store StoreID, raw RawBeat) (Beat, error) {
 	return b, nil
 }
 
-// whole says whether the record is what one single write left.
+// whole says whether the record, a beat or a pill, is what one single write left.
 func whole(r []byte) bool {
 	return binary.LittleEndian.Uint32(r[offSum:]) == checksum(r) &&
-		bytes.Equal(r[offSequence:offSequence+8], r[offNumbers+8:offNumbers+16])
+		([8]byte(r) == pillMagic || bytes.Equal(r[offSequence:offSequence+8], r[offNumbers+8:offNumbers+16]))
 }
 
 func checksum(r []byte) uint32 {

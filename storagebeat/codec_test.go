@@ -232,6 +232,7 @@ func drawBeat(t *rapid.T) Beat {
 		KnowsLedger: rapid.Bool().Draw(t, "ledger"),
 		Complete:    rapid.Bool().Draw(t, "complete"),
 		Releasing:   rapid.Bool().Draw(t, "releasing"),
+		Resetting:   rapid.Bool().Draw(t, "resetting"),
 	}
 	for range rapid.IntRange(0, 5).Draw(t, "vms") {
 		b.VMs = append(b.VMs, haven.VMID(formatUUID(uuid("vm"))))

@@ -25,6 +25,11 @@ type Device interface {
 type Contents struct {
 	Identity Identity
 	Beats    []RawBeat
+	// Pills are what is in the mailboxes that were ever used. A store that many
+	// hosts read at a cost may show a reader only those of the hosts it writes for.
+	Pills []RawPill
+	// NoMailbox says why the store has no mailboxes; empty when it has.
+	NoMailbox string
 }
 
 // Entry is one record decoded for people.
@@ -34,6 +39,32 @@ type Entry struct {
 	Slot   uint16 `json:"slot,omitempty"`
 	Beat   *Beat  `json:"beat,omitempty"`
 	Error  string `json:"error,omitempty"` // why there is no beat
+}
+
+// PillEntry is one mailbox that was used, decoded for people.
+type PillEntry struct {
+	Host  string `json:"host"`
+	Pill  *Pill  `json:"pill,omitempty"`
+	Error string `json:"error,omitempty"` // why there is no pill
+}
+
+// DumpPills decodes all mailboxes that hold something.
+func DumpPills(c Contents) []PillEntry {
+	var entries []PillEntry
+	for _, raw := range c.Pills {
+		e := PillEntry{Host: string(raw.Host)}
+		p, err := DecodePillAt(c.Identity.ID, raw)
+		switch {
+		case errors.Is(err, ErrBlank):
+			continue
+		case err != nil:
+			e.Error = err.Error()
+		default:
+			e.Pill = &p
+		}
+		entries = append(entries, e)
+	}
+	return entries
 }
 
 // Dump decodes all records of a store.
@@ -66,7 +97,7 @@ func coded() map[string]error {
 	return map[string]error{
 		"blank": ErrBlank, "torn": ErrTorn, "foreign": ErrForeign, "version": ErrVersion,
 		"no-identity": ErrNoIdentity, "not-empty": ErrNotEmpty, "not-plain": blockio.ErrNotPlain, "timeout": ErrTimeout,
-		"no-slot": ErrNoSlot, "slot-taken": ErrSlotTaken,
+		"no-slot": ErrNoSlot, "slot-taken": ErrSlotTaken, "no-mailbox": ErrNoMailbox, "newer-pill": ErrNewerPill,
 	}
 }
 

@@ -2,7 +2,9 @@ package storagebeat
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,7 +17,10 @@ const (
 	identityName = "identity.json"
 	beatsName    = "beats"
 	// maxFiles bounds what is read from a directory that somebody filled.
-	maxFiles = 2048
+	maxFiles = 3072
+	// mailboxSuffix is that of no writer, so that versions without mailboxes pass
+	// such files by.
+	mailboxSuffix = ".mailbox"
 	// rereads is how often a torn record is read again at once: a write that
 	// was in the middle is done by then.
 	rereads = 2
@@ -26,6 +31,7 @@ const (
 //	identity.json          the identity
 //	beats/HOST.agent       one record
 //	beats/HOST.helper      one record
+//	beats/HOST.mailbox     a pill for the host, once there was one
 //
 // It lives in the child process, because every call in it may block for ever. It
 // is not safe for concurrent use.
@@ -71,14 +77,18 @@ func (d *dirStore) readAll() (Contents, error) {
 	}
 	c := Contents{Identity: id}
 	for _, name := range names {
-		host, writer, ok := parseBeatName(name)
-		if !ok {
+		host, writer, beats := parseBeatName(name)
+		owner, mail := parseMailboxName(name)
+		if !beats && !mail {
 			continue
 		}
-		raw := RawBeat{Host: host, Writer: writer}
-		raw.Data, raw.Err = d.readBeat(name)
-		c.Beats = append(c.Beats, raw)
-		if want := d.written[name]; want != nil && !bytes.Equal(want, raw.Data) {
+		data, err := d.readBeat(name)
+		if beats {
+			c.Beats = append(c.Beats, RawBeat{Host: host, Writer: writer, Data: data, Err: err})
+		} else {
+			c.Pills = append(c.Pills, RawPill{Host: owner, Data: data, Err: err})
+		}
+		if want := d.written[name]; want != nil && !bytes.Equal(want, data) {
 			d.dropWriting(name)
 		}
 	}
@@ -193,6 +203,32 @@ func (d *dirStore) write(raw RawBeat) error {
 	return nil
 }
 
+// writePill puts a pill into a mailbox, unless that of a newer term is there.
+func (d *dirStore) writePill(raw RawPill) error {
+	id, err := d.identify()
+	if err != nil {
+		return err
+	}
+	name := mailboxName(raw.Host)
+	p, err := DecodePillAt(id.ID, raw)
+	if err != nil {
+		return fmt.Errorf("pill for store %s: %w", id.ID, err)
+	}
+	there, err := d.readBeat(name)
+	if err == nil {
+		err = p.MayReplace(there)
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err == nil {
+		err = again(func() error { return d.writeBeat(name, raw.Data) })
+	}
+	if err != nil {
+		return fmt.Errorf("write pill: %w", err)
+	}
+	return nil
+}
+
 func (d *dirStore) writeBeat(name string, data []byte) (err error) {
 	defer func() {
 		if err != nil {
@@ -261,6 +297,17 @@ func (d *dirStore) dropWriting(name string) {
 func (d *dirStore) beatPath(name string) string { return filepath.Join(d.path, beatsName, name) }
 
 func beatName(h haven.HostID, w Writer) string { return string(h) + "." + w.String() }
+
+func mailboxName(h haven.HostID) string { return string(h) + mailboxSuffix }
+
+func parseMailboxName(name string) (haven.HostID, bool) {
+	host, ok := strings.CutSuffix(name, mailboxSuffix)
+	if !ok {
+		return "", false
+	}
+	h, err := haven.ParseHostID(host)
+	return h, err == nil
+}
 
 func parseBeatName(name string) (haven.HostID, Writer, bool) {
 	i := strings.LastIndexByte(name, '.')

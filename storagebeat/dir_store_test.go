@@ -2,6 +2,7 @@ package storagebeat_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,14 +33,13 @@ func TestDirConforms(t *testing.T) {
 			Seize: storagebeat.InitOptions{Replace: path},
 			Damage: func(t testing.TB, host haven.HostID, w storagebeat.Writer, data []byte) {
 				t.Helper()
-				f, err := os.OpenFile(filepath.Join(path, "beats", string(host)+"."+w.String()), os.O_WRONLY, 0)
-				if err == nil {
-					_, err = f.WriteAt(data, 0)
+				if err := overwriteFile(filepath.Join(path, "beats", string(host)+"."+w.String()), data); err != nil {
+					t.Fatal(err)
 				}
-				if err == nil {
-					err = f.Close()
-				}
-				if err != nil {
+			},
+			Spoil: func(t testing.TB, host haven.HostID, data []byte) {
+				t.Helper()
+				if err := overwriteFile(filepath.Join(path, "beats", string(host)+".mailbox"), data); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -57,6 +57,15 @@ func TestDirConforms(t *testing.T) {
 			},
 		}
 	})
+}
+
+func overwriteFile(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	return errors.Join(err, f.Close())
 }
 
 func TestDirOpens(t *testing.T) {

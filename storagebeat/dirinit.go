@@ -113,7 +113,8 @@ func removeBeats(path string) error {
 		return err
 	}
 	for _, name := range names {
-		if _, _, ok := parseBeatName(name); !ok {
+		_, _, beat := parseBeatName(name)
+		if _, mail := parseMailboxName(name); !beat && !mail {
 			continue
 		}
 		if err := os.Remove(d.beatPath(name)); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -65,6 +65,7 @@ type Monitor struct {
 	content func() Beat
 	log     *slog.Logger
 	nudge   chan struct{}
+	early   chan struct{}
 
 	// Those below belong to Run.
 	store    StoreID // zero until the first read
@@ -74,6 +75,7 @@ type Monitor struct {
 	mu      sync.Mutex // guards what Snapshot reads; never held over a call of the device
 	tracker *Tracker
 	io      ioState
+	mail    Mailbox
 }
 
 // ioState is what a Monitor knows of its own operations.
@@ -94,8 +96,8 @@ func NewMonitor(cfg MonitorConfig, dev Device, content func() Beat, log *slog.Lo
 	}
 	return &Monitor{
 		cfg: cfg, dev: dev, content: content, log: log.With("store", cfg.Store),
-		nudge: make(chan struct{}, 1),
-		own:   Own{Boot: cfg.Boot, State: cfg.State, Incarnation: cfg.Incarnation},
+		nudge: make(chan struct{}, 1), early: make(chan struct{}, 1), mail: Mailbox{Store: cfg.Store},
+		own: Own{Boot: cfg.Boot, State: cfg.State, Incarnation: cfg.Incarnation},
 		tracker: NewTracker(TrackerConfig{
 			Self: cfg.Self, Writer: cfg.Writer, Hosts: cfg.Hosts, Interval: cfg.Interval, StaleAfter: cfg.StaleAfter,
 		}),
@@ -131,6 +133,8 @@ func (m *Monitor) wait(ctx, work context.Context, tick <-chan time.Time) {
 		case <-ctx.Done():
 			return
 		case <-tick:
+			return
+		case <-m.early:
 			return
 		case <-m.nudge:
 			if !m.cfg.WriteOnly && time.Since(m.lastRead) >= m.cfg.Interval/4 {
@@ -247,6 +251,9 @@ func (m *Monitor) read(ctx context.Context) {
 	m.lastRead = start
 	m.mu.Lock()
 	was := m.tracker.err
+	if err == nil {
+		m.takeMail(start, c)
+	}
 	m.tracker.Step(Reading{Start: start, End: end, Err: err, Store: c.Identity.ID, Beats: c.Beats, Own: m.own})
 	m.mu.Unlock()
 	m.tell(ctx, opRead, was, err)

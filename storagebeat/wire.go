@@ -27,6 +27,7 @@ type op string
 const (
 	opRead  op = "read"
 	opWrite op = "write"
+	opPill  op = "pill"
 	opProbe op = "probe"
 	opInit  op = "init"
 	opCheck op = "check"
@@ -36,7 +37,7 @@ const (
 type request struct {
 	ID     uint64       `json:"id"`
 	Op     op           `json:"op"`
-	Host   haven.HostID `json:"host,omitempty"`   // of a write; the record follows
+	Host   haven.HostID `json:"host,omitempty"`   // of a write or a pill; the record follows
 	Writer Writer       `json:"writer,omitempty"` // of a write
 	Slot   uint16       `json:"slot,omitempty"`   // of a write
 	Path   string       `json:"path,omitempty"`   // of a probe or a stat
@@ -52,6 +53,8 @@ type response struct {
 	Error    *wireError   `json:"error,omitempty"`
 	Identity *Identity    `json:"identity,omitempty"`
 	Beats    []wireBeat   `json:"beats,omitempty"`
+	Pills    []wirePill   `json:"pills,omitempty"`
+	NoMail   string       `json:"no_mailbox,omitempty"`
 	Check    *CheckReport `json:"check,omitempty"`
 	Probe    *Probe       `json:"probe,omitempty"`
 	Attr     *FileAttr    `json:"attr,omitempty"`
@@ -67,11 +70,24 @@ type wireBeat struct {
 	Error  *wireError   `json:"e,omitempty"`
 }
 
+// wirePill announces one of the records that follow those of the beats, unless it
+// has an error.
+type wirePill struct {
+	Host  haven.HostID `json:"h"`
+	Error *wireError   `json:"e,omitempty"`
+}
+
 func (r *response) setContents(c Contents) {
-	r.Identity = &c.Identity
-	r.records = make([]byte, 0, len(c.Beats)*RecordSize)
+	r.Identity, r.NoMail = &c.Identity, c.NoMailbox
+	r.records = make([]byte, 0, (len(c.Beats)+len(c.Pills))*RecordSize)
 	for _, raw := range c.Beats {
 		r.Beats = append(r.Beats, wireBeat{raw.Host, raw.Writer, raw.Slot, toWire(raw.Err)})
+		if raw.Err == nil {
+			r.records = append(r.records, raw.Data...)
+		}
+	}
+	for _, raw := range c.Pills {
+		r.Pills = append(r.Pills, wirePill{raw.Host, toWire(raw.Err)})
 		if raw.Err == nil {
 			r.records = append(r.records, raw.Data...)
 		}
@@ -82,17 +98,34 @@ func (r *response) contents() (Contents, error) {
 	if r.Identity == nil {
 		return Contents{}, errors.New("answer without an identity")
 	}
-	c := Contents{Identity: *r.Identity}
+	c := Contents{Identity: *r.Identity, NoMailbox: r.NoMail}
 	rest := r.records
+	next := func(err error) ([]byte, error) {
+		if err != nil {
+			return nil, nil
+		}
+		if len(rest) < RecordSize {
+			return nil, errors.New("answer with too few records")
+		}
+		var data []byte
+		data, rest = rest[:RecordSize:RecordSize], rest[RecordSize:]
+		return data, nil
+	}
 	for _, w := range r.Beats {
 		raw := RawBeat{Host: w.Host, Writer: w.Writer, Slot: w.Slot, Err: fromWire(w.Error)}
-		if raw.Err == nil {
-			if len(rest) < RecordSize {
-				return Contents{}, errors.New("answer with too few records")
-			}
-			raw.Data, rest = rest[:RecordSize:RecordSize], rest[RecordSize:]
+		var err error
+		if raw.Data, err = next(raw.Err); err != nil {
+			return Contents{}, err
 		}
 		c.Beats = append(c.Beats, raw)
+	}
+	for _, w := range r.Pills {
+		raw := RawPill{Host: w.Host, Err: fromWire(w.Error)}
+		var err error
+		if raw.Data, err = next(raw.Err); err != nil {
+			return Contents{}, err
+		}
+		c.Pills = append(c.Pills, raw)
 	}
 	if len(rest) > 0 {
 		return Contents{}, errors.New("answer with too many records")

@@ -250,13 +250,18 @@ func (a *app) storeCheck() *cobra.Command {
 type storeDump struct {
 	Identity storagebeat.Identity `json:"identity"`
 	Records  []storagebeat.Entry  `json:"records"`
+	// Mailboxes are those that were used; NoMailbox says why there are none at all.
+	Mailboxes []storagebeat.PillEntry `json:"mailboxes,omitempty"`
+	NoMailbox string                  `json:"no_mailbox,omitempty"`
 }
 
 func (a *app) storeDump() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "dump NAME|PATH", Short: "Show every beat on a store", Args: cobra.ExactArgs(1),
-		Long: `Show every beat on a store as it is at this moment. One look does not tell
-whether a beat moves: look twice, or ask 'haven hosts'.`,
+		Use: "dump NAME|PATH", Short: "Show every beat and every pill on a store", Args: cobra.ExactArgs(1),
+		Long: `Show every beat on a store as it is at this moment, and what is in the hosts'
+mailboxes. One look does not tell whether a beat moves: look twice, or ask 'haven
+hosts'. A poison pill proves nothing: neither that its host read it, nor that it
+was written by a master.`,
 		Example: "  haven store dump nfs1\n  haven store dump nfs1 -o json",
 	}
 	f := a.storeFlags(cmd)
@@ -273,7 +278,7 @@ whether a beat moves: look twice, or ask 'haven hosts'.`,
 		if err != nil {
 			return err
 		}
-		d := storeDump{c.Identity, append([]storagebeat.Entry{}, storagebeat.Dump(c)...)}
+		d := storeDump{c.Identity, append([]storagebeat.Entry{}, storagebeat.Dump(c)...), storagebeat.DumpPills(c), c.NoMailbox}
 		if a.json() {
 			return a.printJSON(d)
 		}
@@ -307,7 +312,41 @@ func (a *app) showDump(d storeDump) {
 			vms += " or more"
 		}
 		t.row(append(slot(e),
-			e.Host, e.Writer, fmt.Sprint(b.Sequence), b.Interval.String(), string(b.Master), yesNo(b.Isolated), string(b.Left), vms))
+			e.Host, e.Writer, fmt.Sprint(b.Sequence), b.Interval.String(), string(b.Master), yesNo(b.Isolated), leftOf(b), vms))
+	}
+	a.show(t)
+	a.showPills(d)
+}
+
+// leftOf is what the beat says about the end of its writer.
+func leftOf(b *storagebeat.Beat) string {
+	if b.Resetting {
+		return "resets itself"
+	}
+	return string(b.Left)
+}
+
+func (a *app) showPills(d storeDump) {
+	if d.NoMailbox != "" {
+		a.printf("\nThis store has no mailboxes: %s.\n", clean(d.NoMailbox))
+	}
+	if len(d.Mailboxes) == 0 {
+		return
+	}
+	a.printf("\n")
+	slices.SortFunc(d.Mailboxes, func(x, y storagebeat.PillEntry) int { return cmp.Compare(x.Host, y.Host) })
+	t := newTable("MAILBOX", "HOLDS", "BOOT", "INCIDENT", "ATTEMPT", "TERM", "BY")
+	for _, e := range d.Mailboxes {
+		p := e.Pill
+		if p == nil {
+			t.row([]string{e.Host, "", "", "", "", "", ""}, labelled("no pill", e.Error))
+			continue
+		}
+		holds := "poison pill"
+		if p.Withdrawn {
+			holds = "nothing any more"
+		}
+		t.row([]string{e.Host, holds, string(p.Boot), string(p.Incident), fmt.Sprint(p.Attempt), p.Term.String(), string(p.By)})
 	}
 	a.show(t)
 }

@@ -69,6 +69,10 @@ func (s *store) ReadAll(ctx context.Context) (storagebeat.Contents, error) {
 		c.Beats = append(c.Beats, at.records(s.head.id.ID)...)
 	}
 	single(c.Beats)
+	if err := s.readPills(ctx, d, slots, &c); err != nil {
+		s.drop()
+		return storagebeat.Contents{}, err
+	}
 	return c, nil
 }
 

@@ -1,6 +1,7 @@
 package block
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -115,6 +116,20 @@ func placeOn(path string, file bool) storetest.Place {
 			}
 			defer func() { _ = s.Close() }()
 			put(t, path, find(t, s, host, w), data)
+		},
+		Spoil: func(t testing.TB, host haven.HostID, data []byte) {
+			t.Helper()
+			s, ok := opened(t, storetest.Cluster).(*store)
+			if !ok {
+				t.Fatal("no block store")
+			}
+			defer func() { _ = s.Close() }()
+			slot := 1 + (find(t, s, host, storagebeat.WriterAgent)-slotsAt)/s.head.slot()
+			off, ok := s.head.mailbox(int(slot))
+			if !ok {
+				t.Fatal("no mailbox")
+			}
+			put(t, path, off, data)
 		},
 	}
 	if file {
@@ -495,8 +510,13 @@ func FuzzHeader(f *testing.F) {
 	if err := h.put(p); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(p)
+	f.Add(bytes.Clone(p))
 	f.Add(make([]byte, headerSize))
+	h.slots, h.behind = 1000, true
+	if err := h.put(p); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(p)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if len(p) != headerSize {
 			return

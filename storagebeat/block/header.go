@@ -12,7 +12,9 @@ import (
 )
 
 const (
-	// checkAt is where checks write, and slotsAt where the slots begin.
+	// mailAt is where the mailboxes are when they have room there, checkAt where
+	// checks write, and slotsAt where the slots begin.
+	mailAt  = 64 << 10
 	checkAt = 512 << 10
 	slotsAt = 1 << 20
 	// maxBlock is the largest physical sector that this format takes.
@@ -35,8 +37,13 @@ const (
 //	32  store id         16 octets
 //	48  cluster          64 octets: length u8, then text
 const (
-	headerSize    = blockio.Align
+	headerSize = blockio.Align
+	// headerVersion is that of stores without room for mailboxes before the slots,
+	// or made by versions that had no mailboxes; in stores of mailVersion they follow
+	// the slots. Mailboxes before the slots need no version of their own: that place
+	// was always the store's, zero and unused.
 	headerVersion = 1
+	mailVersion   = 2
 
 	offVersion = 8
 	offSum     = 12
@@ -57,12 +64,34 @@ var clusterPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-
 type header struct {
 	id      storagebeat.Identity
 	slots   int
-	block   int // octets from one record to the next
-	logical int // sector size that the device had
+	block   int  // octets from one record to the next
+	logical int  // sector size that the device had
+	behind  bool // mailboxes follow the slots
 }
 
 // area is how much of the device the store takes.
-func (h header) area() int64 { return slotsAt + int64(h.slots)*h.slot() }
+func (h header) area() int64 {
+	area := slotsAt + int64(h.slots)*h.slot()
+	if h.behind {
+		area += int64(h.slots) * int64(h.block)
+	}
+	return area
+}
+
+// before says whether the mailboxes have room before the slots.
+func (h header) before() bool { return mailAt+int64(h.slots)*int64(h.block) <= checkAt }
+
+// mailbox is where the mailbox of a slot lies, if there is one.
+func (h header) mailbox(slot int) (int64, bool) {
+	off := int64(slot-1) * int64(h.block)
+	switch {
+	case h.behind:
+		return slotsAt + int64(h.slots)*h.slot() + off, true
+	case h.before():
+		return mailAt + off, true
+	}
+	return 0, false
+}
 
 // slot is how long one slot is.
 func (h header) slot() int64 { return 2 * int64(h.block) }
@@ -84,6 +113,8 @@ func (h header) check() error {
 		return fmt.Errorf("%d slots: want 1 to %d", h.slots, MaxSlots)
 	case h.block < blockio.Align || h.block > maxBlock || h.block%blockio.Align != 0:
 		return fmt.Errorf("blocks of %d octets", h.block)
+	case h.behind && h.before():
+		return fmt.Errorf("mailboxes behind %d slots, which have room before them", h.slots)
 	case h.logical < 512 || h.logical > blockio.Align || blockio.Align%h.logical != 0:
 		return fmt.Errorf("sectors of %d octets", h.logical)
 	}
@@ -97,7 +128,11 @@ func (h header) put(p []byte) error {
 	}
 	clear(p)
 	copy(p, headerMagic[:])
-	binary.LittleEndian.PutUint16(p[offVersion:], headerVersion)
+	version := uint16(headerVersion)
+	if h.behind {
+		version = mailVersion
+	}
+	binary.LittleEndian.PutUint16(p[offVersion:], version)
 	binary.LittleEndian.PutUint32(p[offSlots:], uint32(h.slots))
 	binary.LittleEndian.PutUint32(p[offBlock:], uint32(h.block))
 	binary.LittleEndian.PutUint32(p[offLogical:], uint32(h.logical))
@@ -118,14 +153,16 @@ func parse(p []byte) (header, error) {
 	case binary.LittleEndian.Uint32(p[offSum:]) != sumOf(p):
 		return header{}, fmt.Errorf("the store's header is damaged: %w", storagebeat.ErrForeign)
 	}
-	if v := binary.LittleEndian.Uint16(p[offVersion:]); v != headerVersion {
-		return header{}, fmt.Errorf("store format %d, this program knows %d: %w", v, headerVersion, storagebeat.ErrForeign)
+	v := binary.LittleEndian.Uint16(p[offVersion:])
+	if v != headerVersion && v != mailVersion {
+		return header{}, fmt.Errorf("store format %d, this program knows %d and %d: %w", v, headerVersion, mailVersion, storagebeat.ErrForeign)
 	}
 	n := int(p[offCluster])
 	if n >= nameSize {
 		return header{}, fmt.Errorf("cluster name of %d octets: %w", n, storagebeat.ErrForeign)
 	}
 	h := header{
+		behind:  v == mailVersion,
 		slots:   int(binary.LittleEndian.Uint32(p[offSlots:])),
 		block:   int(binary.LittleEndian.Uint32(p[offBlock:])),
 		logical: int(binary.LittleEndian.Uint32(p[offLogical:])),

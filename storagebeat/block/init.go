@@ -79,6 +79,7 @@ func newHeader(g blockio.Geometry, o storagebeat.InitOptions) (header, error) {
 	if _, err := rand.Read(h.id.ID[:]); err != nil {
 		return header{}, err
 	}
+	h.behind = !h.before()
 	if err := h.check(); err != nil {
 		return header{}, err
 	}

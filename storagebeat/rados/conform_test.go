@@ -31,6 +31,10 @@ func TestConforms(t *testing.T) {
 				t.Helper()
 				direct(t, place, func(s *store) error { return s.session.io.Write(beatPrefix+nameOf(host, w), data, 0) })
 			},
+			Spoil: func(t testing.TB, host haven.HostID, data []byte) {
+				t.Helper()
+				direct(t, place, func(s *store) error { return s.session.io.Write(beatPrefix+nameOf(host, mailbox), data, 0) })
+			},
 			Vanish: func(t testing.TB) func() {
 				t.Helper()
 				var h head

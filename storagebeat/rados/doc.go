@@ -7,6 +7,7 @@
 //	haven.identity            the identity; its omap names the records
 //	haven.beat.HOST.agent     one record
 //	haven.beat.HOST.helper    one record
+//	haven.beat.HOST.mailbox   a pill for the host, once there was one
 //	haven.check.RANDOM        while a check tries a write
 //
 // Each object is written whole by one atomic operation, so no record is ever torn.

@@ -88,6 +88,12 @@ func (p *patient) Write(ctx context.Context, raw storagebeat.RawBeat) error {
 	return err
 }
 
+// WritePill implements storagebeat.Backend.
+func (p *patient) WritePill(ctx context.Context, raw storagebeat.RawPill) error {
+	_, err := within(ctx, p, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.store.writePill(ctx, raw) })
+	return err
+}
+
 // Init implements storagebeat.Backend.
 func (p *patient) Init(ctx context.Context, o storagebeat.InitOptions) (storagebeat.Identity, error) {
 	return within(ctx, p, func(ctx context.Context) (storagebeat.Identity, error) { return p.store.makeStore(ctx, o) })

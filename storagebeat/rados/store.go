@@ -31,7 +31,8 @@ const (
 	formatKey = "haven-format"
 
 	identityLimit = 4096
-	maxRecords    = 2048 // bounds what is read from an omap that somebody filled
+	mailboxSuffix = ".mailbox"
+	maxRecords    = 3072 // bounds what is read from an omap that somebody filled
 	// readers is how many records are read at once. Each is a thread that waits.
 	readers = 16
 )
@@ -75,12 +76,23 @@ func (s *store) readAll(ctx context.Context) (storagebeat.Contents, error) {
 	if err != nil {
 		return storagebeat.Contents{}, err
 	}
-	beats, err := s.readBeats(ctx, h.names)
+	all, err := s.readRecords(ctx, h.names)
 	if err != nil {
 		return storagebeat.Contents{}, err
 	}
-	return storagebeat.Contents{Identity: h.id, Beats: beats}, nil
+	c := storagebeat.Contents{Identity: h.id}
+	for _, raw := range all {
+		if raw.Writer == mailbox {
+			c.Pills = append(c.Pills, storagebeat.RawPill{Host: raw.Host, Data: raw.Data, Err: raw.Err})
+		} else {
+			c.Beats = append(c.Beats, raw)
+		}
+	}
+	return c, nil
 }
+
+// mailbox stands for a writer in the name of a mailbox, which has none.
+const mailbox storagebeat.Writer = 0
 
 // identify reads the identity and the names of the records.
 func (s *store) identify(ctx context.Context) (head, error) {
@@ -162,10 +174,10 @@ func readPage(pool *ceph.IOContext, after string) (text []byte, names []string, 
 	return buf[:read.BytesRead], names, last, nil
 }
 
-// readBeats reads records, several at once. What is wrong with one is in it: a
+// readRecords reads beats and pills, several at once. What is wrong with one is in it: a
 // part of a pool may be down and the rest not. Only when nothing could be read
 // for lack of an answer, that is the error of all.
-func (s *store) readBeats(ctx context.Context, names []string) ([]storagebeat.RawBeat, error) {
+func (s *store) readRecords(ctx context.Context, names []string) ([]storagebeat.RawBeat, error) {
 	pool, err := s.session.ready(ctx)
 	if err != nil {
 		return nil, err
@@ -242,6 +254,52 @@ func (s *store) write(ctx context.Context, raw storagebeat.RawBeat) error {
 	}
 	if err := put(pool, beatPrefix+name, raw.Data); err != nil {
 		return fmt.Errorf("write beat %d: %w", b.Sequence, s.session.verdict(err))
+	}
+	return nil
+}
+
+// writePill puts a pill into a mailbox, unless that of a newer term is there; also
+// when that comes between the look and the write.
+func (s *store) writePill(ctx context.Context, raw storagebeat.RawPill) error {
+	h, err := s.identify(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := storagebeat.DecodePillAt(h.id.ID, raw)
+	if err != nil {
+		return fmt.Errorf("pill for store %s: %w", h.id.ID, err)
+	}
+	name := nameOf(raw.Host, mailbox)
+	if _, there := slices.BinarySearch(h.names, name); !there {
+		if err := s.announce(ctx, h, name); err != nil {
+			return fmt.Errorf("name mailbox: %w", err)
+		}
+	}
+	pool, err := s.session.ready(ctx)
+	if err != nil {
+		return err
+	}
+	op := ceph.CreateWriteOp()
+	defer op.Release()
+	old := readBeat(ctx, pool, name)
+	switch {
+	case errors.Is(old.Err, ceph.ErrNotFound):
+		op.Create(ceph.CreateExclusive)
+	case old.Err != nil:
+		return fmt.Errorf("read mailbox: %w", s.session.verdict(old.Err))
+	default:
+		if err := p.MayReplace(old.Data); err != nil {
+			return fmt.Errorf("write pill: %w", err)
+		}
+		op.CmpExt(old.Data, 0)
+	}
+	op.WriteFull(raw.Data)
+	err = op.Operate(pool, beatPrefix+name, ceph.OperationFullTry)
+	if errors.Is(err, ceph.ErrObjectExists) || code(err) == compareFailed {
+		return fmt.Errorf("write pill: another one came meanwhile: %w", storagebeat.ErrNewerPill)
+	}
+	if err != nil {
+		return fmt.Errorf("write pill: %w", s.session.verdict(err))
 	}
 	return nil
 }
@@ -335,7 +393,12 @@ func (s *store) tryWrite(ctx context.Context, pool *ceph.IOContext, r *storagebe
 // unsupported says whether Ceph cannot do this in a pool of this kind.
 func unsupported(err error) bool { return code(err) == int(syscall.EOPNOTSUPP) }
 
-func nameOf(h haven.HostID, w storagebeat.Writer) string { return string(h) + "." + w.String() }
+func nameOf(h haven.HostID, w storagebeat.Writer) string {
+	if w == mailbox {
+		return string(h) + mailboxSuffix
+	}
+	return string(h) + "." + w.String()
+}
 
 func parseName(name string) (haven.HostID, storagebeat.Writer, bool) {
 	i := strings.LastIndexByte(name, '.')
@@ -345,6 +408,9 @@ func parseName(name string) (haven.HostID, storagebeat.Writer, bool) {
 	h, err := haven.ParseHostID(name[:i])
 	if err != nil {
 		return "", 0, false
+	}
+	if name[i:] == mailboxSuffix {
+		return h, mailbox, true
 	}
 	w, err := storagebeat.ParseWriter(name[i+1:])
 	return h, w, err == nil

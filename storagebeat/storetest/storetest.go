@@ -29,6 +29,8 @@ type Place struct {
 	// Damage puts data over the first octets of a record that was written, and
 	// leaves the rest of it.
 	Damage func(t testing.TB, host haven.HostID, writer storagebeat.Writer, data []byte)
+	// Spoil puts data over the first octets of a mailbox that was used.
+	Spoil func(t testing.TB, host haven.HostID, data []byte)
 	// Vanish takes the place away, as a mount or a device that goes away, and
 	// returns what brings it back. It is nil where that cannot be done.
 	Vanish func(t testing.TB) (back func())
@@ -58,6 +60,11 @@ func Run(t *testing.T, factory Factory) {
 		{"P5: the store goes away and comes back", testVanish},
 		{"P8: an ended context", testContext},
 		{"check", testCheck},
+		{"mailboxes", testMailboxes},
+		{"a newer term's pill stays", testNewerPill},
+		{"pills for elsewhere", testPillsElsewhere},
+		{"P5: a damaged pill is none", testDamagedPill},
+		{"pills of a store that is no more", testPillsReinit},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.run(t, factory(t)) })
 	}
