@@ -258,10 +258,10 @@ type storeDump struct {
 func (a *app) storeDump() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "dump NAME|PATH", Short: "Show every beat and every pill on a store", Args: cobra.ExactArgs(1),
-		Long: `Show every beat on a store as it is at this moment, and what is in the hosts'
-mailboxes. One look does not tell whether a beat moves: look twice, or ask 'haven
-hosts'. A poison pill proves nothing: neither that its host read it, nor that it
-was written by a master.`,
+		Long: `Show every beat on a store as it is at this moment, and what is in the
+mailboxes of hosts. One look does not tell whether a beat moves: look twice, or
+ask 'haven hosts'. A poison pill proves nothing: neither that its host read it,
+nor that a master wrote it.`,
 		Example: "  haven store dump nfs1\n  haven store dump nfs1 -o json",
 	}
 	f := a.storeFlags(cmd)
