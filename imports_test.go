@@ -23,7 +23,7 @@ var ranks = map[string]int{
 	"": 0, // the shared nouns
 
 	"internal/blockio": 1, "internal/config": 1, "internal/icmp": 1, "internal/isolation": 1, "internal/logind": 1, "internal/ledger": 1, "internal/netx": 1,
-	"internal/notify": 1, "internal/obs": 1, "internal/pki": 1,
+	"internal/notify": 1, "internal/obs": 1, "internal/pki": 1, "internal/redact": 1,
 
 	"internal/tlsmux": 2,
 
@@ -65,7 +65,7 @@ var domains = []string{"cluster", "detector", "election", "fencing", "storagebea
 
 // domainsMay lists what a domain package and its adapters may import of ours,
 // besides the shared nouns and, for adapters, their own domain.
-var domainsMay = []string{"internal/blockio", "internal/netx", "internal/obs", "internal/tlsmux"}
+var domainsMay = []string{"internal/blockio", "internal/netx", "internal/obs", "internal/redact", "internal/tlsmux"}
 
 // owners says which packages may import a library, or anything below it.
 var owners = map[string][]string{

@@ -197,7 +197,7 @@ func TestFenceAgent(t *testing.T) {
 		t.Errorf("test: %v", err)
 	}
 	password = "wrong"
-	if _, err := d.Power(t.Context()); err == nil || !strings.Contains(err.Error(), "login denied for admin with [secret]") {
+	if _, err := d.Power(t.Context()); err == nil || !strings.Contains(err.Error(), "login denied for admin with [redacted]") {
 		t.Errorf("with a wrong password: %v", err)
 	}
 	password = "two\nlines"
@@ -262,7 +262,7 @@ func TestTemplate(t *testing.T) {
 func FuzzTold(f *testing.F) {
 	f.Add([]byte("abc hunter2 def"), "hunter2")
 	f.Fuzz(func(t *testing.T, data []byte, secret string) {
-		if len(secret) < 4 || strings.ContainsAny(secret, " \t\r\n") || strings.Contains("[secret]", secret) {
+		if len(secret) < 4 || strings.ContainsAny(secret, " \t\r\n") || strings.Contains("[redacted]", secret) {
 			t.Skip()
 		}
 		var out tail

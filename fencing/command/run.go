@@ -14,12 +14,15 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/redact"
 )
 
 // Bounds of what is kept of a program.
 const (
 	outputMax = 16 << 10 // bytes that are kept; the rest is thrown away
 	toldMax   = 300      // bytes of it that an error tells
+	// escapedMost is how many times longer a secret may be when it is escaped.
+	escapedMost = 6
 	// reapFor is how long a killed program is waited for. One that the kernel does
 	// not let go, in a system call on dead storage, is left behind, and the device
 	// is busy until it is gone.
@@ -147,7 +150,8 @@ func (t *tail) Write(p []byte) (int, error) {
 
 // told returns the last lines for an error, in one line of printable text, without
 // the secrets. A secret that was cut in two at the beginning of what was kept is
-// not found any more, so the beginning is thrown away first.
+// not found any more, so the beginning is thrown away first: as much as the longest
+// way to write one takes.
 func (t *tail) told(secrets []string) string {
 	t.mu.Lock()
 	data := bytes.Clone(t.data)
@@ -155,16 +159,11 @@ func (t *tail) told(secrets []string) string {
 	if len(data) >= outputMax {
 		cut := 0
 		for _, s := range secrets {
-			cut = max(cut, len(s))
+			cut = max(cut, escapedMost*len(s))
 		}
 		data = data[min(cut, len(data)):]
 	}
-	text := string(data)
-	for _, s := range secrets {
-		if s != "" {
-			text = strings.ReplaceAll(text, s, "[secret]")
-		}
-	}
+	text := redact.Text(string(data), secrets...)
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '�' {
 			return ' '

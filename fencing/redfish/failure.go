@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/redact"
 )
 
 // errCondition is returned when a change needs an If-Match, or another one.
@@ -46,7 +47,7 @@ func messageIDs(body []byte, secrets ...string) []string {
 	}
 	ids = append(ids, e.Error.Code)
 	ids = slices.DeleteFunc(ids, func(id string) bool {
-		return !idForm.MatchString(id) || slices.ContainsFunc(secrets, func(s string) bool { return s != "" && strings.Contains(id, s) })
+		return !idForm.MatchString(id) || redact.Holds(id, secrets...)
 	})
 	ids = slices.Compact(ids)
 	return ids[:min(len(ids), idsMax)]

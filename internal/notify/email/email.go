@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven/internal/notify"
+	"github.com/haven-ha/haven/internal/redact"
 )
 
 // Dialer opens connections; netx.Stack is one.
@@ -127,7 +127,7 @@ func (s *Sender) Send(ctx context.Context, m notify.Message) error {
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w (%w)", err, ctx.Err())
 	}
-	return redact(err, password)
+	return blotted(err, password)
 }
 
 // deliver has one conversation with the server, bounded by the context.
@@ -284,16 +284,13 @@ func (a *loginAuth) Next(_ []byte, more bool) ([]byte, error) {
 	return nil, errors.New("the server asks for more than LOGIN has")
 }
 
-// redact takes the password out of an error, in the forms in which a server
-// could send it back.
-func redact(err error, password string) error {
+// blotted takes the password out of an error, in any form in which a server could
+// send it back.
+func blotted(err error, password string) error {
 	if err == nil || password == "" {
 		return err
 	}
-	text := err.Error()
-	for _, form := range []string{password, base64.StdEncoding.EncodeToString([]byte(password))} {
-		text = strings.ReplaceAll(text, form, "[redacted]")
-	}
+	text := redact.Text(err.Error(), password)
 	if text == err.Error() {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/internal/notify"
+	"github.com/haven-ha/haven/internal/redact"
 )
 
 // Base is the OID of HAVEN-MIB: a placeholder under the experimental arc, until
@@ -144,7 +145,7 @@ func (s *Sender) Send(ctx context.Context, m notify.Message) error {
 	if err != nil {
 		return err
 	}
-	return redact(s.exchange(ctx, g, m), secrets)
+	return blotted(s.exchange(ctx, g, m), secrets)
 }
 
 func (s *Sender) exchange(ctx context.Context, g *gosnmp.GoSNMP, m notify.Message) error {
@@ -237,17 +238,12 @@ func cut(s string, limit int) string {
 	return strings.ToValidUTF8(s[:limit-len(more)], "") + more
 }
 
-// redact takes secrets out of an error; the library's are not known to hold any.
-func redact(err error, secrets []string) error {
+// blotted takes secrets out of an error; the library's are not known to hold any.
+func blotted(err error, secrets []string) error {
 	if err == nil {
 		return nil
 	}
-	text := err.Error()
-	for _, s := range secrets {
-		if s != "" {
-			text = strings.ReplaceAll(text, s, "[redacted]")
-		}
-	}
+	text := redact.Text(err.Error(), secrets...)
 	if text == err.Error() {
 		return err
 	}

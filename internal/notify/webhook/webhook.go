@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven/internal/notify"
+	"github.com/haven-ha/haven/internal/redact"
 )
 
 // Dialer opens connections; netx.Stack is one.
@@ -94,10 +95,15 @@ const maxAfter = 10 * time.Minute
 
 // Send posts one message. Any status of 2xx is a success.
 func (s *Sender) Send(ctx context.Context, m notify.Message) error {
-	req, err := s.request(ctx, m)
+	req, secrets, err := s.request(ctx, m)
 	if err != nil {
-		return err
+		return blotted(err, secrets)
 	}
+	return blotted(s.post(req), secrets)
+}
+
+// post sends the request and judges the answer.
+func (s *Sender) post(req *http.Request) error {
 	answer, err := s.client.Do(req)
 	if err != nil {
 		// The error of the client names the URL, which may be a secret.
@@ -124,21 +130,26 @@ func (s *Sender) Send(ctx context.Context, m notify.Message) error {
 	return e
 }
 
-func (s *Sender) request(ctx context.Context, m notify.Message) (*http.Request, error) {
+// request makes the request, and lists what no error may tell: the URL, where it
+// leads on the server, and the key.
+func (s *Sender) request(ctx context.Context, m notify.Message) (req *http.Request, secrets []string, err error) {
 	where, err := s.cfg.URL()
 	if err != nil {
-		return nil, fmt.Errorf("read URL: %w", err)
+		return nil, nil, fmt.Errorf("read URL: %w", err)
 	}
+	secrets = append(secrets, where)
 	if err := CheckURL(where); err != nil {
-		return nil, err
+		return nil, secrets, err
 	}
 	body, err := json.Marshal(document(m))
 	if err != nil {
-		return nil, &notify.Error{Err: fmt.Errorf("encode event: %w", err), ForGood: true}
+		return nil, secrets, &notify.Error{Err: fmt.Errorf("encode event: %w", err), ForGood: true}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, bytes.NewReader(body))
-	if err != nil {
-		return nil, errors.New("the URL cannot be used")
+	if req, err = http.NewRequestWithContext(ctx, http.MethodPost, where, bytes.NewReader(body)); err != nil {
+		return nil, secrets, errors.New("the URL cannot be used")
+	}
+	if at := req.URL.RequestURI(); at != "/" {
+		secrets = append(secrets, at, req.URL.Path)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "haven")
@@ -146,13 +157,27 @@ func (s *Sender) request(ctx context.Context, m notify.Message) (*http.Request, 
 	if s.cfg.Secret != nil {
 		secret, err := s.cfg.Secret()
 		if err != nil {
-			return nil, fmt.Errorf("read secret: %w", err)
+			return nil, secrets, fmt.Errorf("read secret: %w", err)
 		}
+		secrets = append(secrets, secret)
 		stamp := strconv.FormatInt(s.cfg.Now().Unix(), 10)
 		req.Header.Set(HeaderTimestamp, stamp)
 		req.Header.Set(HeaderSignature, Sign(secret, stamp, body))
 	}
-	return req, nil
+	return req, secrets, nil
+}
+
+// blotted takes secrets out of an error. What is known of them to be in one is
+// taken out before; this is for what is not known.
+func blotted(err error, secrets []string) error {
+	if err == nil || !redact.Holds(err.Error(), secrets...) {
+		return err
+	}
+	e, _ := errors.AsType[*notify.Error](err)
+	if e == nil {
+		e = &notify.Error{}
+	}
+	return &notify.Error{Err: errors.New(redact.Text(err.Error(), secrets...)), After: e.After, ForGood: e.ForGood}
 }
 
 func document(m notify.Message) Document {
