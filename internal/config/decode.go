@@ -14,6 +14,8 @@ type decoder struct {
 	src      *source
 	root     []field // of the whole file, to find keys that stand in the wrong section
 	problems []Problem
+	// credentials is the directory that credentials are in; empty when it is unknown.
+	credentials string
 }
 
 func (d *decoder) bad(n *yaml.Node, key, message, advice string) {

@@ -11,6 +11,10 @@ import (
 func (c *Config) CheckFiles() (problems, warnings []Problem) {
 	k := newChecker(c, nil)
 	for _, f := range c.files() {
+		if IsCredential(f.path) {
+			k.warn("is a credential that systemd gives to the service; it cannot be looked at from here", "look at the service's log when it starts: it begins only with what it can use", f.keys...)
+			continue
+		}
 		warning, err := f.check()
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

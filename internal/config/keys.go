@@ -52,7 +52,7 @@ func (l *Log) keys() []field {
 func (g *Gossip) keys() []field {
 	return []field{
 		port(&g.Port, "UDP and TCP port, on every host's address."),
-		must(file("key_file", &g.KeyFile, "File with the key that encrypts gossip, the same on every host; \"haven keys\" makes one. While keys are being changed it holds up to three, one on each line, the one in use first.")),
+		must(secretFile("key_file", &g.KeyFile, "File with the key that encrypts gossip, the same on every host; \"haven keys\" makes one. While keys are being changed it holds up to three, one on each line, the one in use first.")),
 		duration("probe_interval", &g.ProbeInterval, 100*time.Millisecond, 30*time.Second, "Time between two probes of other members by one member."),
 		duration("probe_timeout", &g.ProbeTimeout, 50*time.Millisecond, 10*time.Second, "How long a direct probe may take before others are asked to probe. Less than probe_interval."),
 		integer("suspicion_multiplier", &g.SuspicionMultiplier, 2, 20, "A silent member is held for dead after about this × max(1, log10(hosts)) × probe_interval."),
@@ -66,8 +66,8 @@ func (a *API) keys() []field {
 	return []field{
 		port(&a.Port, "TCP port, on every host's address."),
 		must(file("ca_file", &a.CAFile, "Certificate of the authority that signed all hosts' certificates, PEM; \"haven pki\" makes one.")),
-		must(file("cert_file", &a.CertFile, "This host's certificate, PEM.")),
-		must(file("key_file", &a.KeyFile, "Private key of this host's certificate, PEM.")),
+		must(secretFile("cert_file", &a.CertFile, "This host's certificate, PEM.")),
+		must(secretFile("key_file", &a.KeyFile, "Private key of this host's certificate, PEM.")),
 		file("socket", &a.Socket, "Local socket for root, by which the operator's tool talks to the agent."),
 	}
 }
@@ -90,10 +90,10 @@ func (h *Helper) keys() []field {
 	return []field{
 		boolean("plain", &h.Plain, "Serve HTTP without TLS. The list of VMs, and the password if there is one, then cross the network in the clear."),
 		port(&h.Port, "TCP port, on every host's address. With plain: true the default is 8080."),
-		file("cert_file", &h.CertFile, "Certificate, PEM. Required, unless plain is true."),
-		file("key_file", &h.KeyFile, "Private key of the certificate, PEM. Required, unless plain is true."),
+		secretFile("cert_file", &h.CertFile, "Certificate, PEM. Required, unless plain is true."),
+		secretFile("key_file", &h.KeyFile, "Private key of the certificate, PEM. Required, unless plain is true."),
 		username(&h.Username, "User name that clients give (basic authentication). Required, unless plain is true."),
-		file("password_file", &h.PasswordFile, "File with that user's password. Required, if there is a user name."),
+		secretFile("password_file", &h.PasswordFile, "File with that user's password. Required, if there is a user name."),
 	}
 }
 
@@ -176,7 +176,7 @@ func (v *Device) keys() []field {
 		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host. With driver command it is what the program is told, if it wants one."),
 		port(&v.Port, "Port of the BMC: UDP, or TCP with driver redfish, where the default is 443."),
 		username(&v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
-		file("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
+		secretFile("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included. With driver redfish the default is 15s: slow boards need 3 s for each of four or five answers."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
 		section("redfish", "The device, with driver redfish. Its certificate is always verified, by ca_file or by pin, or anything at its address could say off.", v.Redfish.keys()),

@@ -20,14 +20,21 @@ const maxFile = 1 << 20
 type Option func(*options)
 
 type options struct {
-	actions    []haven.FenceAction
-	storeTypes []string
+	actions     []haven.FenceAction
+	storeTypes  []string
+	credentials string
 }
 
 // WithFenceActions names the fence actions that this program can carry out.
 // Others are refused with that remark. Without it, all that can be configured are.
 func WithFenceActions(actions ...haven.FenceAction) Option {
 	return func(o *options) { o.actions = actions }
+}
+
+// WithCredentials names the directory in which systemd put the credentials of this
+// service. With it, and only with it, the names of credentials become paths.
+func WithCredentials(dir string) Option {
+	return func(o *options) { o.credentials = dir }
 }
 
 // Load reads and checks the file at path. The error is an *Error when the file
@@ -68,7 +75,7 @@ func Parse(name string, data []byte, opts ...Option) (*Config, error) {
 		c.Helper.Port = helperPortPlain
 	}
 	c.src = src
-	d := &decoder{src: src}
+	d := &decoder{src: src, credentials: o.credentials}
 	d.root = c.keys(o.actions)
 	d.section("", root, d.root)
 	if c.BootstrapExpect == 0 {

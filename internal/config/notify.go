@@ -120,7 +120,7 @@ func (e *Email) keys() []field {
 		file("ca_file", &e.CAFile, "Authority that signed the server's certificate, PEM. Without it, those of the system."),
 		word("auth", &e.Auth, []string{"auto", "plain", "login"}, nil, "How user name and password are told. auto: PLAIN if the server offers it, else LOGIN."),
 		username(&e.Username, "User name at the server. Without it, none is told."),
-		file("password_file", &e.PasswordFile, "File with that user's password. Required, if there is a user name. It is read for each mail."),
+		secretFile("password_file", &e.PasswordFile, "File with that user's password. Required, if there is a user name."),
 		must(mailbox("from", &e.From, "Address of the sender.")),
 		must(mailboxes("to", &e.To, maxRecipients, "Addresses of the recipients.")),
 		line("subject", &e.Subject, "Template of the subject (Go's text/template). "+fieldsDoc),
@@ -136,12 +136,12 @@ func (s *SNMP) keys() []field {
 		port(&s.Port, "UDP port."),
 		word("version", &s.Version, []string{"v2c", "v3"}, nil, "Version of the protocol. v3 is sent with authentication and privacy only."),
 		boolean("inform", &s.Inform, "Send informs, which the manager acknowledges and which are repeated until it does. Traps are sent once, and may be lost."),
-		file("community_file", &s.CommunityFile, "File with the community. Required of v2c; it crosses the network in the clear."),
+		secretFile("community_file", &s.CommunityFile, "File with the community. Required of v2c; it crosses the network in the clear."),
 		username(&s.Username, "User name. Required of v3."),
 		word("auth", &s.Auth, []string{"sha256", "sha384", "sha512"}, nil, "Authentication of v3 (RFC 7860)."),
-		file("auth_password_file", &s.AuthPasswordFile, "File with the password of the authentication, at least 8 characters. Required of v3."),
+		secretFile("auth_password_file", &s.AuthPasswordFile, "File with the password of the authentication, at least 8 characters. Required of v3."),
 		word("privacy", &s.Privacy, []string{"aes128", "aes192", "aes256"}, nil, "Encryption of v3. Only aes128 is a standard (RFC 3826); the longer ones are as most managers have them."),
-		file("privacy_password_file", &s.PrivacyPasswordFile, "File with the password of the encryption, at least 8 characters. Required of v3."),
+		secretFile("privacy_password_file", &s.PrivacyPasswordFile, "File with the password of the encryption, at least 8 characters. Required of v3."),
 		ownSeverity(&s.MinSeverity),
 	}
 }
@@ -150,8 +150,8 @@ func (w *Webhook) keys() []field {
 	return []field{
 		must(name("name", &w.Name, targetName)),
 		link("url", &w.URL, "Where events are posted to. This, or url_file."),
-		file("url_file", &w.URLFile, "File with the URL, for one that holds a secret. It is read for each message."),
-		file("secret_file", &w.SecretFile, "File with the key of the signature (HMAC-SHA256). Without it, nothing is signed."),
+		secretFile("url_file", &w.URLFile, "File with the URL, for one that holds a secret."),
+		secretFile("secret_file", &w.SecretFile, "File with the key of the signature (HMAC-SHA256). Without it, nothing is signed."),
 		file("ca_file", &w.CAFile, "Authority that signed the server's certificate, PEM. Without it, those of the system."),
 		ownSeverity(&w.MinSeverity),
 	}

@@ -300,6 +300,33 @@ func file(key string, dst *string, doc string) field {
 	}
 }
 
+// secretFile is a file that is read for its content alone, so that systemd may
+// hold it: the name of a credential does in place of a path.
+func secretFile(key string, dst *string, doc string) field {
+	f := file(key, dst, doc)
+	plain := f.set
+	f.kind, f.limits = "path or credential", "absolute, at most 4095 octets; or "+credentialPrefix+"NAME"
+	f.set = func(d *decoder, path string, n *yaml.Node) {
+		name, ok := strings.CutPrefix(n.Value, credentialPrefix)
+		if n.Kind != yaml.ScalarNode || !ok {
+			plain(d, path, n)
+			return
+		}
+		if _, ok := d.scalar(path, n); !ok {
+			return
+		}
+		if !credentialName.MatchString(name) || name == "." || name == ".." {
+			d.bad(n, path, "is not a possible name of a credential", "use 1 to 255 of a-z, A-Z, 0-9, '.', '_' and '-', as in LoadCredential= of the unit")
+			return
+		}
+		*dst = credentialPrefix + name
+		if d.credentials != "" {
+			*dst = filepath.Join(d.credentials, name)
+		}
+	}
+	return f
+}
+
 func address(key string, dst *netip.Addr, doc string) field {
 	return field{
 		name: key, kind: "IP address", limits: "IPv4 or IPv6, no names", doc: doc,

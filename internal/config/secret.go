@@ -83,6 +83,9 @@ func readSecret(path string) (text, warning string, err error) {
 // openRegular opens a regular file and nothing else: a named pipe or a device
 // could wait for ever.
 func openRegular(path string) (*os.File, fs.FileMode, error) {
+	if IsCredential(path) {
+		return nil, 0, fmt.Errorf("%w: %s is given by systemd to the service only (LoadCredential= in its unit)", ErrSecret, path)
+	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open file: %w", err)
