@@ -86,7 +86,7 @@ var owners = map[string][]string{
 	"github.com/godbus/dbus/v5":               {"internal/logind"},
 	"github.com/gosnmp/gosnmp":                {"internal/notify/snmp"},
 	"github.com/hanwen/go-fuse/v2":            {"test/lab/labfs", "test/lab/labdog"},
-	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "test/lab", "test/lab/labfs"},
+	"golang.org/x/sys/unix":                   {"internal/blockio", "storagebeat", "internal/agent", "fencing/watchdog", "cmd/havend", "cmd/haven-helper", "test/lab", "test/lab/labfs"},
 	// In tests anywhere; in other code only there.
 	"pgregory.net/rapid":                 {},
 	"github.com/anishathalye/porcupine":  {"internal/sim"},

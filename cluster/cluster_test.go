@@ -831,3 +831,39 @@ func TestLoopback(t *testing.T) {
 	next(a, "h3", EventDied)
 	a.kill()
 }
+
+// SetKeys is the rotation by one file: behind the old key, before it, without it.
+// A first key that is new is refused and changes nothing, or one agent alone would
+// talk in a key that nobody has.
+func TestSetKeys(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, l *lab) {
+		l.startAll()
+		waitFor(t, 5*time.Second, "join", l.complete)
+		fresh := Key(bytes.Repeat([]byte{9}, 16))
+		for _, bad := range [][]Key{nil, {fresh}, {fresh, testKey}, {testKey, []byte("short")}, {testKey, fresh, bytes.Repeat([]byte{1}, 16), bytes.Repeat([]byte{2}, 16)}} {
+			if changed, err := l.agents[0].SetKeys(bad); err == nil || changed {
+				t.Errorf("%v: %v, %v", bad, changed, err)
+			}
+		}
+		for _, step := range [][]Key{{testKey}, {testKey, fresh}, {fresh, testKey}, {fresh}} {
+			for _, a := range l.agents {
+				before := fmt.Sprint(a.Keys())
+				changed, err := a.SetKeys(step)
+				var want []KeyInfo
+				for i, k := range step {
+					want = append(want, KeyInfo{k.ID(), i == 0})
+				}
+				if got := fmt.Sprint(a.Keys()); err != nil || got != fmt.Sprint(want) || changed != (before != got) {
+					t.Errorf("%v: keys %s, changed %v, %v", step, got, changed, err)
+				}
+				time.Sleep(5 * time.Second)
+			}
+		}
+		time.Sleep(time.Minute)
+		for _, a := range l.agents {
+			if h := a.Health(); h.Alive != 3 || h.Suspected+h.CalledDead > 0 || h.Drops[DropSecret] > 0 {
+				t.Errorf("the rotation was felt: %+v", h)
+			}
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -86,6 +87,52 @@ func (c *Cluster) RemoveKey(id string) error {
 		return ErrKeyInUse
 	}
 	return removeKey(c.keys, keys, k)
+}
+
+// ErrKeyTooNew is returned when the key that is to encrypt was not installed before.
+var ErrKeyTooNew = errors.New("the first gossip key is a new one here: other agents may not have it yet")
+
+// SetKeys makes these the installed keys, the first of them the one that encrypts,
+// and says whether anything changed. The first must have been installed before, so
+// that no agent begins to talk in a key that nobody else had the time to learn. An
+// error changes nothing, unless it is of the key ring itself.
+func (c *Cluster) SetKeys(keys []Key) (changed bool, err error) {
+	if keys, err = checkKeys(keys); err != nil {
+		return false, err
+	}
+	c.keyMu.Lock()
+	defer c.keyMu.Unlock()
+	old := append([][]byte(nil), c.keys.GetKeys()...)
+	has := func(all [][]byte, k []byte) bool {
+		return slices.ContainsFunc(all, func(o []byte) bool { return bytes.Equal(o, k) })
+	}
+	if !has(old, keys[0]) {
+		return false, ErrKeyTooNew
+	}
+	for _, k := range keys {
+		if !has(old, k) {
+			changed = true
+			if err := c.keys.AddKey(k); err != nil {
+				return changed, fmt.Errorf("install gossip key: %w", err)
+			}
+		}
+	}
+	if !bytes.Equal(old[0], keys[0]) {
+		changed = true
+		if err := c.keys.UseKey(keys[0]); err != nil {
+			return changed, fmt.Errorf("use gossip key: %w", err)
+		}
+	}
+	for _, k := range old {
+		if slices.ContainsFunc(keys, func(n Key) bool { return bytes.Equal(n, k) }) {
+			continue
+		}
+		changed = true
+		if err := removeKey(c.keys, append([][]byte(nil), c.keys.GetKeys()...), k); err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
 }
 
 // removeKey takes k out of the ring. memberlist's RemoveKey shifts the keys behind

@@ -68,21 +68,31 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version)
 		return exitOK
 	case *check:
-		return config.Check(*path, stdout, config.WithStoreTypes(stores.Usable()...))
+		return config.Check(*path, stdout, options()...)
 	}
-	cfg, err := config.Load(*path, config.WithStoreTypes(stores.Usable()...))
+	cfg, err := config.Load(*path, options()...)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
 	log := newLog(cfg.Log, stderr)
+	// A reload that is asked for too early waits; by default the signal would kill.
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, syscall.SIGHUP)
+	defer signal.Stop(reloads)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, cfg, place{*name, *bootID, *uri}, log); err != nil {
+	if err := serve(ctx, cfg, place{*name, *bootID, *uri}, reloads, log); err != nil {
 		log.Error("haven-helper failed", "error", err)
 		return exitFailed
 	}
 	return exitOK
+}
+
+// options are how this program reads a configuration. Systemd says where it put the
+// credentials of the service.
+func options() []config.Option {
+	return []config.Option{config.WithStoreTypes(stores.Usable()...), config.WithCredentials(os.Getenv("CREDENTIALS_DIRECTORY"))}
 }
 
 func newLog(c config.Log, w io.Writer) *slog.Logger {
@@ -102,7 +112,10 @@ type place struct{ name, bootFile, uri string }
 
 // serve runs the web server and the beats until ctx ends, or until the web
 // server fails.
-func serve(ctx context.Context, cfg *config.Config, at place, log *slog.Logger) error {
+func serve(ctx context.Context, cfg *config.Config, at place, reloads <-chan os.Signal, log *slog.Logger) error {
+	if err := cfg.NeedsCredentials(); err != nil {
+		return err
+	}
 	host, err := self(cfg, at.name)
 	if err != nil {
 		return err
@@ -118,7 +131,8 @@ func serve(ctx context.Context, cfg *config.Config, at place, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	web, err := newWeb(cfg, certs, virt, log)
+	password := config.NewSecrets(log).File(cfg.Helper.PasswordFile)
+	web, err := newWeb(cfg, certs, virt, password, log)
 	if err != nil {
 		return err
 	}
@@ -135,6 +149,7 @@ func serve(ctx context.Context, cfg *config.Config, at place, log *slog.Logger) 
 	defer stop()
 	running.Go(func() { certs.renew(parts) })
 	running.Go(func() { beats.run(parts) })
+	go reloadAt(parts, reloads, web, password, certs, log) // It is not waited for: the file system may hang.
 	ended := make(chan error, 1)
 	running.Go(func() {
 		ended <- web.Run(parts, func(addr string) {
@@ -197,20 +212,16 @@ func tellSystemd(log *slog.Logger, state string) {
 
 // newWeb makes the web server. Its neighbours are the helpers of the configured
 // hosts and nobody else.
-func newWeb(cfg *config.Config, certs *certificates, vms helper.Lister, log *slog.Logger) (*helper.Server, error) {
+func newWeb(cfg *config.Config, certs *certificates, vms helper.Lister, password *config.SecretFile, log *slog.Logger) (*helper.Server, error) {
 	o := helper.Options{
 		Address: fmt.Sprintf(":%d", cfg.Helper.Port), Username: cfg.Helper.Username,
 		VMs: vms, Unit: helper.ShowUnit, Net: netx.Real{}, Log: log,
 	}
 	if cfg.Helper.PasswordFile != "" {
-		secret, warning, err := config.LoadSecret(cfg.Helper.PasswordFile)
-		if err != nil {
+		var err error
+		if o.Password, err = password.Text(); err != nil {
 			return nil, fmt.Errorf("load password: %w", err)
 		}
-		if warning != "" {
-			log.Warn("password file", "warning", warning)
-		}
-		o.Password = secret.Reveal()
 	}
 	for _, id := range cfg.Hypervisors() {
 		h, _ := cfg.Host(id)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ type site struct {
 	socket string
 	log    *lockedBuffer
 	file   string
+	hup    chan os.Signal
 }
 
 type lockedBuffer struct {
@@ -61,7 +63,7 @@ func (b *lockedBuffer) String() string {
 
 func newSite(t *testing.T, socket string) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), socket: socket, port: freePort(t), log: new(lockedBuffer)}
+	s := &site{t: t, dir: t.TempDir(), socket: socket, port: freePort(t), log: new(lockedBuffer), hup: make(chan os.Signal, 1)}
 	ca, err := pki.NewCA("test", time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +145,7 @@ func (s *site) start(uri string) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	go func() { over <- serve(ctx, cfg, place{"h1", filepath.Join(s.dir, "boot"), uri}, log) }()
+	go func() { over <- serve(ctx, cfg, place{"h1", filepath.Join(s.dir, "boot"), uri}, s.hup, log) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-over; err != nil {
@@ -173,7 +175,11 @@ func (s *site) get(path string) (code int, body string, took time.Duration) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.SetBasicAuth("haven", "s3cret")
+	password, err := os.ReadFile(filepath.Join(s.dir, "password.of.client"))
+	if err != nil {
+		password = []byte("s3cret")
+	}
+	req.SetBasicAuth("haven", string(password))
 	began := time.Now()
 	resp, err := c.Do(req)
 	if err != nil {
@@ -326,5 +332,48 @@ func TestRenewal(t *testing.T) {
 	c.reload()
 	if c.own.Load() == first {
 		t.Error("a renewed certificate was not taken up")
+	}
+}
+
+// A reload takes up a new password without a restart, from clients and towards
+// neighbours; a bad file keeps the old one.
+func TestReload(t *testing.T) {
+	s := newSite(t, filepath.Join(t.TempDir(), "none"))
+	s.store()
+	s.start("")
+	answers := func(password string) int {
+		t.Helper()
+		s.write("password.of.client", password)
+		code, _, _ := s.get("/")
+		return code
+	}
+	reload := func(line string) {
+		t.Helper()
+		before := strings.Count(s.log.String(), line)
+		s.hup <- syscall.SIGHUP
+		for limit := time.Now().Add(10 * time.Second); strings.Count(s.log.String(), line) == before; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("no %q: %s", line, s.log)
+			}
+		}
+	}
+	s.write("password", "new-secret\n")
+	if answers("s3cret") != 503 || answers("new-secret") != 401 {
+		t.Error("a new password was taken up without a reload")
+	}
+	reload("reloaded")
+	if answers("s3cret") != 401 || answers("new-secret") != 503 {
+		t.Error("the new password was not taken up")
+	}
+	if code, body, _ := s.get(fmt.Sprintf("/check-neighbour/127.0.0.1:%d", s.port)); code != 200 || strings.Contains(body, "401") {
+		t.Errorf("check with the new password = %d %q", code, body)
+	}
+	s.write("password", "")
+	reload("the old one stays")
+	if answers("new-secret") != 503 {
+		t.Error("a bad file took the old password away")
+	}
+	if strings.Contains(s.log.String(), "new-secret") {
+		t.Errorf("the password is in the log: %s", s.log)
 	}
 }

@@ -73,9 +73,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version)
 		return exitOK
 	case *check:
-		return config.Check(*path, stdout, config.WithStoreTypes(stores.Usable()...))
+		return config.Check(*path, stdout, options()...)
 	}
-	cfg, err := config.Load(*path, config.WithStoreTypes(stores.Usable()...))
+	cfg, err := config.Load(*path, options()...)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
@@ -84,11 +84,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w.String())
 	}
-	if err := serve(cfg, *name, *bootID, log); err != nil {
+	if err := serve(cfg, *path, *name, *bootID, log); err != nil {
 		log.Error("havend failed", "error", err)
 		return exitFailed
 	}
 	return exitOK
+}
+
+// options are how this program reads a configuration. Systemd says where it put the
+// credentials of the service.
+func options() []config.Option {
+	return []config.Option{config.WithStoreTypes(stores.Usable()...), config.WithCredentials(os.Getenv("CREDENTIALS_DIRECTORY"))}
 }
 
 func newLog(c config.Log, w io.Writer) *slog.Logger {
@@ -107,7 +113,14 @@ func newLog(c config.Log, w io.Writer) *slog.Logger {
 const leaveTimeout = 6 * time.Second
 
 // serve runs the agent until a signal asks it to stop.
-func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
+func serve(cfg *config.Config, path, name, bootID string, log *slog.Logger) error {
+	// A reload that is asked for too early waits; by default the signal would kill.
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, syscall.SIGHUP)
+	defer signal.Stop(reloads)
+	if err := cfg.NeedsCredentials(); err != nil {
+		return err
+	}
 	if name == "" {
 		hostname, err := os.Hostname()
 		if err != nil {
@@ -145,6 +158,8 @@ func serve(cfg *config.Config, name, bootID string, log *slog.Logger) error {
 	watching, unwatch := context.WithCancel(ctx)
 	defer unwatch()
 	watchers.Go(func() { watchShutdown(watching, a, log.With("self", host)) })
+	reload := reloader{path: path, running: cfg, agent: a, log: log.With("self", host)}
+	go reload.run(watching, reloads) // It is not waited for: the file system may hang.
 	tellSystemd(log, daemon.SdNotifyReady)
 	select {
 	case err := <-ended:

@@ -19,14 +19,14 @@ const maxHelperAnswer = 1 << 20
 // agent's unit. One that answers with an error, as it does while the VM manager
 // hangs, shows that the host lives. Both questions are asked at once: the one
 // for the unit is answered also while the VM manager hangs.
-func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, id haven.HostID) (haven.Tri, string) {
+func askHelper(ctx context.Context, c *http.Client, cfg *config.Config, password *config.SecretFile, id haven.HostID) (haven.Tri, string) {
 	host, ok := cfg.Host(id)
 	if !ok || host.Role == haven.RoleWitness {
 		return haven.Unknown, "it has no helper"
 	}
 	unit := make(chan reply, 1)
-	go func() { unit <- get(ctx, c, cfg, host, "/agent") }() // It ends with ctx.
-	list := get(ctx, c, cfg, host, "/")
+	go func() { unit <- get(ctx, c, cfg, password, host, "/agent") }() // It ends with ctx.
+	list := get(ctx, c, cfg, password, host, "/")
 	about := <-unit
 	if list.value != haven.Yes && about.value != haven.Yes {
 		return list.value, list.words
@@ -49,7 +49,7 @@ type reply struct {
 	body   []byte
 }
 
-func get(ctx context.Context, c *http.Client, cfg *config.Config, host config.Host, path string) reply {
+func get(ctx context.Context, c *http.Client, cfg *config.Config, password *config.SecretFile, host config.Host, path string) reply {
 	scheme := "https"
 	if cfg.Helper.Plain {
 		scheme = "http"
@@ -59,11 +59,11 @@ func get(ctx context.Context, c *http.Client, cfg *config.Config, host config.Ho
 		return reply{value: haven.Unknown, words: err.Error()}
 	}
 	if cfg.Helper.Username != "" {
-		password, _, err := config.LoadSecret(cfg.Helper.PasswordFile)
+		text, err := password.Text()
 		if err != nil {
 			return reply{value: haven.Unknown, words: err.Error()}
 		}
-		req.SetBasicAuth(cfg.Helper.Username, password.Reveal())
+		req.SetBasicAuth(cfg.Helper.Username, text)
 	}
 	resp, err := c.Do(req)
 	if err != nil {
@@ -73,6 +73,9 @@ func get(ctx context.Context, c *http.Client, cfg *config.Config, host config.Ho
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxHelperAnswer))
 	if err != nil {
 		return reply{value: haven.Unknown, words: err.Error()} // it began to answer
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		password.Refused()
 	}
 	return reply{value: haven.Yes, words: resp.Status, status: resp.StatusCode, body: body}
 }

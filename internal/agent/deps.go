@@ -63,6 +63,10 @@ type Deps struct {
 	// agent's ledger, before anybody acts on it, with the ledger's word on each
 	// command. It must not wait. Nil for nobody.
 	Applied func(at ledger.Position, cmds []ledger.Command, words []error)
+	// Secrets are the secrets of the configuration, and RereadGossipKeys reads those
+	// of gossip; nil where there is nothing to read again.
+	Secrets          *config.Secrets
+	RereadGossipKeys func() ([]cluster.Key, error)
 	// Notifier tells people; nil for nobody.
 	Notifier Notifier
 	Metrics  *obs.Metrics

@@ -25,11 +25,11 @@ import (
 // NewNotifier makes the notifier that the configuration describes; nil when it
 // describes no target. The network is that of the agent, but for SNMP's, which is
 // the machine's own.
-func NewNotifier(cfg *config.Config, host haven.HostID, inc haven.Incarnation, stack netx.Stack, m *obs.Metrics, log *slog.Logger) (Notifier, error) {
+func NewNotifier(cfg *config.Config, host haven.HostID, inc haven.Incarnation, stack netx.Stack, secrets *config.Secrets, m *obs.Metrics, log *slog.Logger) (Notifier, error) {
 	n := cfg.Notify
 	limits := notify.DefaultLimits()
 	limits.PerMinute, limits.Pending, limits.Remind = n.PerMinute, n.Queue, n.RemindEvery
-	b := targetBuilder{cfg: cfg, host: host, inc: inc, stack: stack, log: log, started: time.Now()}
+	b := targetBuilder{cfg: cfg, host: host, inc: inc, stack: stack, secrets: secrets, log: log, started: time.Now()}
 	var targets []notify.Target
 	add := func(name, kind, least string, s notify.Sender, err error) error {
 		if err != nil {
@@ -68,16 +68,24 @@ type targetBuilder struct {
 	host    haven.HostID
 	inc     haven.Incarnation
 	stack   netx.Stack
+	secrets *config.Secrets
 	log     *slog.Logger
 	started time.Time
 }
 
-// secretOf reads a secret from its file each time: it may change.
-func secretOf(path string) func() (string, error) {
-	return func() (string, error) {
-		s, _, err := config.LoadSecret(path)
-		return s.Reveal(), err
+// rereads has the secrets of these files read again after each failure. Empty
+// paths are passed over.
+func (b targetBuilder) rereads(s notify.Sender, err error, paths ...string) (notify.Sender, error) {
+	if err != nil {
+		return nil, err
 	}
+	r := refusable{Sender: s}
+	for _, p := range paths {
+		if p != "" {
+			r.secrets = append(r.secrets, b.secrets.File(p))
+		}
+	}
+	return r, nil
 }
 
 // rootsOf is the pool of a CA file; nil for the system's.
@@ -104,18 +112,28 @@ func (b targetBuilder) email(e config.Email) (notify.Sender, error) {
 		Auth: email.Auth(e.Auth), Username: e.Username, Self: string(b.host), From: e.From, To: e.To, Subject: e.Subject, Body: body, Log: b.log,
 	}
 	if e.Username != "" {
-		c.Password = secretOf(e.PasswordFile)
+		c.Password = b.secrets.File(e.PasswordFile).Text
 	}
-	return email.New(c)
+	s, err := email.New(c)
+	return b.rereads(s, err, e.PasswordFile)
 }
 
 func (b targetBuilder) snmp(p config.SNMP) (notify.Sender, error) {
-	return snmp.New(snmp.Config{
+	c := snmp.Config{
 		Addr: net.JoinHostPort(p.Address, strconv.Itoa(p.Port)), Version: snmp.Version(p.Version), Inform: p.Inform,
-		Community: secretOf(p.CommunityFile), Username: p.Username, Auth: p.Auth, AuthSecret: secretOf(p.AuthPasswordFile),
-		Privacy: p.Privacy, PrivacyPass: secretOf(p.PrivacyPasswordFile),
+		Username: p.Username, Auth: p.Auth, Privacy: p.Privacy,
 		Host: b.host, Boots: uint32(min(uint64(b.inc), math.MaxInt32)), Started: b.started,
-	})
+	}
+	var paths []string
+	if c.Version == snmp.V3 {
+		c.AuthSecret, c.PrivacyPass = b.secrets.File(p.AuthPasswordFile).Text, b.secrets.File(p.PrivacyPasswordFile).Text
+		paths = []string{p.AuthPasswordFile, p.PrivacyPasswordFile}
+	} else {
+		c.Community = b.secrets.File(p.CommunityFile).Text
+		paths = []string{p.CommunityFile}
+	}
+	s, err := snmp.New(c)
+	return b.rereads(s, err, paths...)
 }
 
 func (b targetBuilder) webhook(w config.Webhook) (notify.Sender, error) {
@@ -125,12 +143,12 @@ func (b targetBuilder) webhook(w config.Webhook) (notify.Sender, error) {
 	}
 	c := webhook.Config{Net: b.stack, Roots: roots, URL: func() (string, error) { return w.URL, nil }}
 	if w.URLFile != "" {
-		c.URL = secretOf(w.URLFile)
+		c.URL = b.secrets.File(w.URLFile).Text
 	}
 	if w.SecretFile != "" {
-		c.Secret = secretOf(w.SecretFile)
+		c.Secret = b.secrets.File(w.SecretFile).Text
 	}
-	return webhook.New(c), nil
+	return b.rereads(webhook.New(c), nil, w.URLFile, w.SecretFile)
 }
 
 // notifyMeter counts what becomes of notifications, by target.

@@ -57,6 +57,7 @@ func TestEveryNoticeIsInTheCatalogue(t *testing.T) {
 	own := []string{
 		notify.KindTest, notify.KindSummary, notify.KindOperator, notify.KindIsolated, notify.KindCutOff, notify.KindRejoined,
 		notify.KindNoQuorum, notify.KindQuorum, notify.KindReleases, notify.KindReleased, notify.KindHoldAlarm, notify.KindDeviceBad, notify.KindDeviceGood,
+		notify.KindReloadBad,
 	}
 	for name := range known {
 		if !given[name] && !slices.Contains(own, name) {
@@ -228,7 +229,7 @@ func TestNotificationsAreCounted(t *testing.T) {
 func TestNewNotifier(t *testing.T) {
 	cfg := config.Default(config.ProfileNormal)
 	made := func() (Notifier, error) {
-		return NewNotifier(cfg, "kvm-01", 7, netx.Real{}, obs.NewMetrics(), slog.New(slog.DiscardHandler))
+		return NewNotifier(cfg, "kvm-01", 7, netx.Real{}, config.NewSecrets(slog.New(slog.DiscardHandler)), obs.NewMetrics(), slog.New(slog.DiscardHandler))
 	}
 	if n, err := made(); n != nil || err != nil {
 		t.Errorf("%v, %v", n, err)

@@ -102,7 +102,9 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	if d.GossipKeys, err = LoadGossipKeys(cfg.Gossip.KeyFile); err != nil {
 		return d, nil, err
 	}
-	if d.Fences, err = r.fences(); err != nil {
+	d.Secrets = config.NewSecrets(r.Log)
+	d.RereadGossipKeys = func() ([]cluster.Key, error) { return LoadGossipKeys(cfg.Gossip.KeyFile) }
+	if d.Fences, err = r.fences(d.Secrets); err != nil {
 		return d, nil, err
 	}
 	if d.Disks, err = r.openDisks(&closers); err != nil {
@@ -113,11 +115,19 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 			return d, nil, err
 		}
 	}
-	if d.Notifier, err = NewNotifier(cfg, r.Host, d.Incarnation, d.Net, d.Metrics, r.Log); err != nil {
+	d.Secrets.File(cfg.Helper.PasswordFile)
+	if d.Notifier, err = NewNotifier(cfg, r.Host, d.Incarnation, d.Net, d.Secrets, d.Metrics, r.Log); err != nil {
 		return d, nil, err
 	}
-	if d.Helper, err = r.helperProbe(); err != nil {
+	if d.Helper, err = r.helperProbe(d.Secrets); err != nil {
 		return d, nil, err
+	}
+	// All of them are read now, so that a disk that fails later keeps nobody from
+	// fencing. One that is missing is no reason not to protect the others.
+	for _, f := range d.Secrets.Reload() {
+		if f.Err != nil {
+			r.Log.Error("a secret cannot be read", "file", f.Path, "error", f.Err)
+		}
 	}
 	if cfg.API.Socket != "" {
 		if d.Local, err = listenLocal(cfg.API.Socket); err != nil {
@@ -223,14 +233,14 @@ func LoadGossipKeys(path string) ([]cluster.Key, error) {
 }
 
 // fences makes the drivers of all hosts' fence devices.
-func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
+func (r Real) fences(secrets *config.Secrets) (map[haven.HostID][][]FenceDevice, error) {
 	all := map[haven.HostID][][]FenceDevice{}
 	for _, id := range r.Config.HostIDs() {
 		host, _ := r.Config.Host(id)
 		for _, names := range host.Fencing.Levels {
 			var level []FenceDevice
 			for _, name := range names {
-				dev, err := r.fenceDevice(id, name, host.Fencing.Devices[name])
+				dev, err := r.fenceDevice(id, name, host.Fencing.Devices[name], secrets)
 				if err != nil {
 					return nil, fmt.Errorf("fence device %s of host %s: %w", name, id, err)
 				}
@@ -244,17 +254,29 @@ func (r Real) fences() (map[haven.HostID][][]FenceDevice, error) {
 	return all, nil
 }
 
-func (r Real) fenceDevice(host haven.HostID, name string, d config.Device) (FenceDevice, error) {
-	password := func() (string, error) {
-		s, _, err := config.LoadSecret(d.PasswordFile)
-		return s.Reveal(), err
+func (r Real) fenceDevice(host haven.HostID, name string, d config.Device, secrets *config.Secrets) (FenceDevice, error) {
+	password := secrets.File(d.PasswordFile)
+	var dev FenceDevice
+	var err error
+	switch d.Driver {
+	case "command":
+		if dev, err = r.programDevice(host, name, d, password.Text); err == nil && d.PasswordFile != "" {
+			dev.Driver = forgetful{dev.Driver, password}
+		}
+		return dev, err
+	case "redfish":
+		dev, err = redfishDevice(name, d, password.Text)
+	default:
+		dev, err = ipmiDevice(name, d, password.Text)
 	}
-	if d.Driver == "command" {
-		return r.programDevice(host, name, d, password)
+	if err == nil {
+		dev.Driver = rereading{dev.Driver, password}
 	}
-	if d.Driver == "redfish" {
-		return redfishDevice(name, d, password)
-	}
+	return dev, err
+}
+
+// ipmiDevice is a BMC that speaks IPMI.
+func ipmiDevice(name string, d config.Device, password func() (string, error)) (FenceDevice, error) {
 	var suites []int
 	for _, s := range d.CipherSuite.Suites() {
 		suites = append(suites, int(s))
@@ -295,7 +317,7 @@ func (r Real) programDevice(host haven.HostID, name string, d config.Device, pas
 }
 
 // helperProbe asks helpers over HTTP as CloudStack's client would.
-func (r Real) helperProbe() (HelperProbe, error) {
+func (r Real) helperProbe(secrets *config.Secrets) (HelperProbe, error) {
 	h := r.Config.Helper
 	if h.Port == 0 {
 		return nil, nil
@@ -309,7 +331,10 @@ func (r Real) helperProbe() (HelperProbe, error) {
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}
 	c := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	return func(ctx context.Context, id haven.HostID) (haven.Tri, string) { return askHelper(ctx, c, r.Config, id) }, nil
+	password := secrets.File(h.PasswordFile)
+	return func(ctx context.Context, id haven.HostID) (haven.Tri, string) {
+		return askHelper(ctx, c, r.Config, password, id)
+	}, nil
 }
 
 // listenLocal opens the socket for operators on this host. Only root, or the

@@ -33,7 +33,9 @@ func (s *Secrets) File(path string) *SecretFile {
 	f := s.files[path]
 	if f == nil {
 		f = &SecretFile{path: path, log: s.log, slow: secretPatience}
-		s.files[path] = f
+		if path != "" { // Where there is no secret, there is nothing to read again.
+			s.files[path] = f
+		}
 	}
 	return f
 }

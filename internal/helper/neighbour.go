@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/haven-ha/haven/internal/netx"
@@ -22,16 +23,18 @@ const maxList = 1 << 20
 
 // Client asks helpers on other hosts for their lists.
 type Client struct {
-	http               *http.Client
-	scheme             string
-	username, password string
+	http     *http.Client
+	scheme   string
+	username string
+	password atomic.Pointer[string]
 }
 
 // NewClient makes a client. A nil config means HTTP without TLS; otherwise it
 // holds the authorities that helpers' certificates must come from. With an
 // empty user name no credentials are sent.
 func NewClient(stack netx.Stack, config *tls.Config, username, password string) *Client {
-	c := &Client{scheme: "http", username: username, password: password}
+	c := &Client{scheme: "http", username: username}
+	c.password.Store(&password)
 	if config != nil {
 		c.scheme = "https"
 	}
@@ -64,7 +67,7 @@ func (c *Client) List(ctx context.Context, addr netip.AddrPort) ([]string, error
 		return nil, fmt.Errorf("ask helper: %w", err)
 	}
 	if c.username != "" {
-		req.SetBasicAuth(c.username, c.password)
+		req.SetBasicAuth(c.username, *c.password.Load())
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/haven-ha/haven/internal/netx"
@@ -43,7 +44,7 @@ type Server struct {
 	lists      lists
 	neighbours neighbours
 	units      units
-	want       [sha256.Size]byte // of the credentials
+	want       atomic.Pointer[[sha256.Size]byte] // of the credentials
 
 	mu       sync.Mutex
 	refusals int       // since the last line in the log
@@ -65,13 +66,29 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("helper: options are missing")
 	}
 	s := &Server{
-		opts: o, lists: lists{from: o.VMs, log: o.Log}, units: units{read: o.Unit}, want: digest(o.Username, o.Password),
+		opts: o, lists: lists{from: o.VMs, log: o.Log}, units: units{read: o.Unit},
 		neighbours: neighbours{client: o.Client, allowed: map[netip.AddrPort]bool{}, slots: make(chan struct{}, maxChecks)},
 	}
 	for _, n := range o.Neighbours {
 		s.neighbours.allowed[netip.AddrPortFrom(n.Addr().Unmap(), n.Port())] = true
 	}
+	want := digest(o.Username, o.Password)
+	s.want.Store(&want)
 	return s, nil
+}
+
+// Protected says whether clients must give a password.
+func (s *Server) Protected() bool { return s.opts.Username != "" }
+
+// SetPassword takes another password for the same user, from clients and for the
+// neighbours' helpers. An empty one changes nothing.
+func (s *Server) SetPassword(password string) {
+	if s.opts.Username == "" || password == "" {
+		return
+	}
+	want := digest(s.opts.Username, password)
+	s.want.Store(&want)
+	s.opts.Client.password.Store(&password)
 }
 
 // Limits of one connection. A neighbour's check, the longest answer, takes
@@ -197,8 +214,8 @@ func (s *Server) allowed(r *http.Request) bool {
 		return true
 	}
 	user, password, ok := r.BasicAuth()
-	got := digest(user, password)
-	return subtle.ConstantTimeCompare(got[:], s.want[:]) == 1 && ok
+	got, want := digest(user, password), s.want.Load()
+	return subtle.ConstantTimeCompare(got[:], want[:]) == 1 && ok
 }
 
 func digest(user, password string) [sha256.Size]byte {

@@ -460,10 +460,11 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		Recordings: flight.Dir(filepath.Join(dir, "flight")),
 	}
 	d.Stopper = h.Machine.Hypervisor()
+	d.Secrets = config.NewSecrets(log)
 	if d.State, d.Incarnation, err = agent.OpenIdentity(dir); err != nil {
 		return d, nil, err
 	}
-	if d.Notifier, err = agent.NewNotifier(c.config, h.ID, d.Incarnation, d.Net, d.Metrics, log); err != nil {
+	if d.Notifier, err = agent.NewNotifier(c.config, h.ID, d.Incarnation, d.Net, d.Secrets, d.Metrics, log); err != nil {
 		return d, nil, err
 	}
 	if d.Fences, err = c.fences(); err != nil {

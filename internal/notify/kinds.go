@@ -61,6 +61,7 @@ const (
 	KindHoldAlarm  = "hold-alarm"
 	KindDeviceBad  = "fence-device-failed"
 	KindDeviceGood = "fence-device-works"
+	KindReloadBad  = "reload-failed"
 )
 
 // catalogue lists every kind that is told.
@@ -110,6 +111,7 @@ func catalogue() []Kind {
 		{KindReleases, ClassHost, Critical, false, "Nothing: they are started elsewhere when they are proved gone. Look at the network of {host}"},
 		{KindReleased, ClassHost, Info, false, ""},
 
+		{KindReloadBad, ClassHost, Warning, false, "Mend what is named; what was read before stays in use. Then, on {host}: systemctl reload havend"},
 		{KindOperator, ClassDecision, Warning, false, ""},
 
 		{KindDeviceBad, ClassDevice, Warning, true, "Look at the board of {host}, its address, user and password before it is needed: haven hosts {host}"},

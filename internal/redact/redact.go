@@ -142,7 +142,8 @@ func inner(quoted string) string { return quoted[1 : len(quoted)-1] }
 func inShell(s string) string {
 	var b strings.Builder
 	for _, r := range s {
-		if r < 0x80 && !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:=@%+,", r)) {
+		plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:=@%+,", r)
+		if r < 0x80 && !plain {
 			b.WriteByte('\\')
 		}
 		b.WriteRune(r)

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/notify"
+)
+
+// rereading is the driver of a device whose password may be changed under us. When
+// the device refuses the credentials, the file is read again, once; if another
+// password is in it, the call is made again with that one. The same password is
+// never sent twice for it: accounts get locked.
+type rereading struct {
+	fencing.Driver
+	password *config.SecretFile
+}
+
+// again says whether a call that failed is worth another with the password that
+// the file holds now.
+func (d rereading) again(ctx context.Context, err error) bool {
+	if !errors.Is(err, fencing.ErrAuth) || ctx.Err() != nil {
+		return false
+	}
+	changed, reading := d.password.Reload()
+	return changed && reading == nil
+}
+
+// Power reads the power state.
+func (d rereading) Power(ctx context.Context) (fencing.Reading, error) {
+	r, err := d.Driver.Power(ctx)
+	if d.again(ctx, err) {
+		return d.Driver.Power(ctx)
+	}
+	return r, err
+}
+
+// Set sends a power command. The permit is asked for each attempt (P3).
+func (d rereading) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
+	err := d.Driver.Set(ctx, action, permit)
+	if d.again(ctx, err) {
+		return d.Driver.Set(ctx, action, permit)
+	}
+	return err
+}
+
+// Identity asks for the GUID.
+func (d rereading) Identity(ctx context.Context) (fencing.GUID, error) {
+	id, err := d.Driver.Identity(ctx)
+	if d.again(ctx, err) {
+		return d.Driver.Identity(ctx)
+	}
+	return id, err
+}
+
+// forgetful is the driver of a program, which cannot say that it was the password:
+// after any failure the file is read again before the next run.
+type forgetful struct {
+	fencing.Driver
+	password *config.SecretFile
+}
+
+func (d forgetful) after(err error) {
+	if err != nil {
+		d.password.Refused()
+	}
+}
+
+// Power asks for the status.
+func (d forgetful) Power(ctx context.Context) (fencing.Reading, error) {
+	r, err := d.Driver.Power(ctx)
+	d.after(err)
+	return r, err
+}
+
+// Set sends a power command.
+func (d forgetful) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
+	err := d.Driver.Set(ctx, action, permit)
+	d.after(err)
+	return err
+}
+
+// refusable is a sender whose secrets are read again after each failure: its
+// target may want others now.
+type refusable struct {
+	notify.Sender
+	secrets []*config.SecretFile
+}
+
+// Send sends.
+func (s refusable) Send(ctx context.Context, m notify.Message) error {
+	err := s.Sender.Send(ctx, m)
+	if err != nil {
+		for _, f := range s.secrets {
+			f.Refused()
+		}
+	}
+	return err
+}
