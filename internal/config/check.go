@@ -75,6 +75,7 @@ func (k *checker) relations() {
 	k.responses()
 	k.addresses()
 	k.fencing()
+	k.watchdogs()
 	k.massFailure()
 }
 

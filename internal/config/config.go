@@ -133,6 +133,7 @@ type Fencing struct {
 	CheckInterval time.Duration
 	VerifyTimeout time.Duration
 	Devices       map[string]Device // the defaults that hosts build upon
+	Watchdog      Watchdog          // of each host that has none of its own
 }
 
 // Limit caps power-downs in the whole cluster, and those of one host.
@@ -231,6 +232,8 @@ type HostFencing struct {
 	Action  haven.FenceAction // none for a witness
 	Levels  [][]string        // none for a witness
 	Devices map[string]Device
+	// Watchdog is the host's own; none for a witness.
+	Watchdog Watchdog
 }
 
 // Ladder returns the host's devices level by level, in the order in which they

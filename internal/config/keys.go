@@ -160,6 +160,7 @@ func (f *Fencing) keys(actions []haven.FenceAction) []field {
 		duration("check_interval", &f.CheckInterval, 10*time.Second, 4*time.Minute, "Time between two background readings of each device. They find a wrong password today, and make a device trusted: one that said on within the last ten minutes, while its host lived."),
 		duration("verify_timeout", &f.VerifyTimeout, 40*time.Second, 10*time.Minute, "How long one device is given to be read off, power commands that are sent again included, before the next level is tried. Slow boards need 10 s, and report it 20 s late."),
 		deviceTable(f.Devices, nil, "Defaults for the devices that hosts have, by name."),
+		section("watchdog", "The host's own watchdog device, whose firing is a proof by time where no fence device answers: operations.md tells what arming it means. Off by default; it needs a store.", f.Watchdog.keys()),
 	}
 }
 
@@ -251,7 +252,7 @@ func checkHostName(s string) error {
 func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func()) {
 	h := Host{
 		ID: haven.HostID(n), Role: haven.RoleHypervisor,
-		Fencing:  HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices)},
+		Fencing:  HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices), Watchdog: c.Fencing.Watchdog},
 		Response: HostResponse{Isolation: c.Response.Isolation.Action, StorageLost: c.Response.StorageLost.Action},
 	}
 	fields := []field{
@@ -261,6 +262,7 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 		section("fencing", "What differs for this host; the cluster's fencing section stands for the rest.", []field{
 			actionKey(&h.Fencing.Action, actions, "As fencing.action."),
 			levels("levels", &h.Fencing.Levels, "As fencing.levels."),
+			section("watchdog", "What differs for this host's watchdog; fencing.watchdog stands for the rest.", h.Fencing.Watchdog.keys()),
 			deviceTable(h.Fencing.Devices, c.Fencing.Devices, "The host's devices. Keys that are not given come from the cluster's device of the same name."),
 		}),
 		section("response", "What differs for this host; the cluster's response section stands for the rest.", h.Response.keys()),

@@ -41,6 +41,7 @@ func Default(p Profile) *Config {
 			CheckInterval: time.Minute,
 			VerifyTimeout: time.Minute,
 			Devices:       map[string]Device{},
+			Watchdog:      defaultWatchdog(),
 		},
 		Restart: Restart{Protect: "all", MaxStartsInFlight: 4, MemoryReserveMiB: 512},
 
@@ -93,6 +94,7 @@ func (c *Config) setTimes(p Profile) {
 		d.ReportInterval, d.SuspectAfter, d.Silence = 1*s, 3*s, 20*s
 		d.Rounds, d.RoundInterval, d.ProbeTimeout = 5, 2*s, 2*s
 		d.OffReadingGap, d.StartUpGrace, d.MassFailureCalm = 1*s, 5*time.Minute, 30*s
+		c.Fencing.Watchdog.Silence = 20 * s
 	case ProfileNormal:
 		g.ProbeInterval, g.ProbeTimeout, g.SuspicionMultiplier, g.Interval = 1*s, 500*ms, 4, 200*ms
 		r.Heartbeat, r.Election, r.Lease, r.Commit = 1*s, 1*s, 1*s, 200*ms
