@@ -36,6 +36,8 @@ func (c Found) apply(s *State, _ Position) error {
 	s.Cluster, s.Generation = c.Cluster, c.Generation
 	for _, h := range s.Hosts {
 		h.Released = ""
+		// A restored copy may be older than a disarm.
+		h.Watchdog, h.WatchdogAsked = haven.Watchdog{}, 0
 		s.doubt(h)
 	}
 	return nil
@@ -87,6 +89,7 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 	case h.State != c.State:
 		h.PastStates = keepLast(append(h.PastStates, h.State), MaxPastBoots)
 	}
+	h.unwatch(c)
 	h.Role, h.Address, h.Boot, h.State, h.Incarnation = c.Role, c.Address, c.Boot, c.State, c.Incarnation
 	h.Generation, h.RegisteredAt, h.Released = s.Generation, c.At, ""
 	s.giveSlot(h)

@@ -192,6 +192,8 @@ func (c ProveDead) apply(s *State, _ Position) error {
 		return reject("proof is about boot %s of %s, incident about boot %s of %s", p.Boot, p.Host, in.Boot, in.Host)
 	case p.Kind == "" || p.By == "":
 		return reject("a proof without kind or author")
+	case p.Kind == haven.ProofWatchdog && !h.Watchdog.Armed() && !h.ProvedDead():
+		return reject("host %s has declared no armed watchdog in boot %s", in.Host, in.Boot)
 	case h.ProvedDead():
 		return nil
 	case in.Proof != nil:

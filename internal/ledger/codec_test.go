@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/haven-ha/haven"
 )
@@ -26,6 +27,7 @@ func everyCommand() []Command {
 		register("a", "a1", "sa", 1),
 		ReleaseHost{Host: "a", By: "op", At: stamp},
 		LearnPower{Host: "a", GUID: "g", Distrust: "why", By: "op", Clears: 1},
+		DeclareWatchdog{Host: "a", Boot: "a1", State: "sa", Incarnation: 1, Number: 7, Watchdog: haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}},
 		SetArmed{Armed: true, By: "op", Reason: "why", At: stamp},
 		SetMaintenance{Host: "a", On: true, By: "op", Reason: "why", At: stamp},
 		RecordDecisions{Decisions: []Decision{{

@@ -282,6 +282,8 @@ func decodeOne(e envelope) (Command, error) {
 		return body[ReleaseHost](e)
 	case "learn-power":
 		return body[LearnPower](e)
+	case "declare-watchdog":
+		return body[DeclareWatchdog](e)
 	case "set-armed":
 		return body[SetArmed](e)
 	case "set-maintenance":

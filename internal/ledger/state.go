@@ -85,6 +85,10 @@ type Host struct {
 	Slot uint16 `json:"slot,omitempty"`
 	// Maintenance is set while an operator has the host in maintenance.
 	Maintenance *Maintenance `json:"maintenance,omitempty"`
+	// Watchdog is what the host promises about its watchdog in this boot, and
+	// WatchdogAsked the number of the report of this incarnation that asked for it.
+	Watchdog      haven.Watchdog `json:"watchdog,omitzero"`
+	WatchdogAsked uint64         `json:"watchdog_asked,omitempty"`
 }
 
 // ProvedDead says whether the boot that the ledger knows of is proved over.

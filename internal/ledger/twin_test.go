@@ -47,10 +47,12 @@ type now struct {
 	fencing  map[haven.IncidentID]int // the attempt that is at work
 	proof    map[haven.IncidentID]bool
 	closed   map[haven.IncidentID]bool
-	cause    map[haven.VMID]haven.IncidentID // that freed the VM
-	care     map[haven.HostID]bool           // in maintenance
-	tried    map[haven.IncidentID]bool       // a power-off was decided
-	on       map[haven.IncidentID]bool       // a power-on was decided
+	cause    map[haven.VMID]haven.IncidentID  // that freed the VM
+	care     map[haven.HostID]bool            // in maintenance
+	tried    map[haven.IncidentID]bool        // a power-off was decided
+	on       map[haven.IncidentID]bool        // a power-on was decided
+	dogs     map[haven.HostID]DeclareWatchdog // the latest, of the present boot
+	lives    map[haven.HostID]RegisterHost
 }
 
 func recount(history []happened) *now {
@@ -61,6 +63,7 @@ func recount(history []happened) *now {
 		exempt: map[haven.IncidentID]bool{}, about: map[haven.IncidentID]place{}, fencing: map[haven.IncidentID]int{}, proof: map[haven.IncidentID]bool{},
 		closed: map[haven.IncidentID]bool{}, cause: map[haven.VMID]haven.IncidentID{}, care: map[haven.HostID]bool{},
 		tried: map[haven.IncidentID]bool{}, on: map[haven.IncidentID]bool{},
+		dogs: map[haven.HostID]DeclareWatchdog{}, lives: map[haven.HostID]RegisterHost{},
 	}
 	for _, h := range history {
 		n.take(h.c)
@@ -73,7 +76,14 @@ func (n *now) take(c Command) {
 	switch c := c.(type) {
 	case Found:
 		clear(n.dead)
+		clear(n.dogs)
+	case DeclareWatchdog:
+		n.dogs[c.Host] = c
 	case RegisterHost:
+		if n.boot[c.Host] != c.Boot || c.Role == haven.RoleWitness {
+			delete(n.dogs, c.Host)
+		}
+		n.lives[c.Host] = c
 		if old := n.boot[c.Host]; old != "" && old != c.Boot {
 			n.over[place{c.Host, old}] = true
 			why := n.trouble(place{c.Host, old})
@@ -178,6 +188,33 @@ func (n *now) takeBrakes(c Command) {
 		n.closed[c.ID] = true
 		delete(n.exempt, c.ID)
 	}
+}
+
+// checkDeclared holds what a host promises about its watchdog, as the ledger took
+// it, against P2: it is the host of the present boot that speaks, alive, and in
+// the order in which it spoke.
+func (n *now) checkDeclared(c DeclareWatchdog) error {
+	life, old := n.lives[c.Host], n.dogs[c.Host]
+	switch {
+	case n.witness[c.Host] || n.boot[c.Host] != c.Boot || n.dead[place{c.Host, c.Boot}]:
+		return fmt.Errorf("boot %s of %s declares a watchdog and is a witness, over or unknown", c.Boot, c.Host)
+	case life.State != c.State || life.Incarnation != c.Incarnation:
+		return fmt.Errorf("an agent of %s declares a watchdog that is not the present one", c.Host)
+	case old.State == c.State && old.Incarnation == c.Incarnation && c.Number <= old.Number:
+		return fmt.Errorf("report %d of %s undoes what report %d asked for", c.Number, c.Host, old.Number)
+	case c.Watchdog.Armed() != (len(c.Watchdog.Stores) > 0):
+		return fmt.Errorf("%s declares %+v", c.Host, c.Watchdog)
+	}
+	return nil
+}
+
+// checkProof holds a proof by time against P2: what was never armed does not fire.
+func (n *now) checkProof(c ProveDead) error {
+	at := place{c.Proof.Host, c.Proof.Boot}
+	if c.Proof.Kind == haven.ProofWatchdog && !n.dead[at] && (n.boot[at.host] != at.boot || !n.dogs[at.host].Watchdog.Armed()) {
+		return fmt.Errorf("boot %s of %s is proved dead by a watchdog that is not armed", at.boot, at.host)
+	}
+	return nil
 }
 
 // trouble returns the incident about a place that is open and has no proof of an
@@ -295,6 +332,9 @@ func (n *now) agree(s *State) error {
 		}
 	}
 	for id, h := range s.Hosts {
+		if !h.Watchdog.Equal(n.dogs[id].Watchdog) {
+			return fmt.Errorf("host %s in boot %s has watchdog %+v, it declared %+v", id, h.Boot, h.Watchdog, n.dogs[id].Watchdog)
+		}
 		if in := s.Incidents[h.Incident]; h.Incident != "" && (!in.Open() || in.Host != id || in.Boot != h.Boot) {
 			return fmt.Errorf("host %s in boot %s has incident %+v", id, h.Boot, in)
 		}
@@ -324,6 +364,8 @@ type outside struct {
 	state map[haven.HostID]haven.StateID
 	inc   map[haven.HostID]haven.Incarnation
 	said  []Command // everything that was ever proposed
+
+	reports uint64
 }
 
 func newOutside(t *rapid.T, s *State) *outside {
@@ -366,7 +408,7 @@ func (w *outside) next() Command {
 	if w.chance(70, "fresh view") {
 		w.seen = copyOf(w.s)
 	}
-	draw := []func() Command{w.register, w.register, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.trouble, w.trouble, w.trouble, w.trouble, w.trouble, w.rare}
+	draw := []func() Command{w.register, w.register, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.trouble, w.trouble, w.trouble, w.trouble, w.trouble, w.rare, w.watchdog}
 	c := pick(w, draw, "kind")()
 	w.said = append(w.said, c)
 	return c
@@ -478,7 +520,7 @@ func (w *outside) trouble() Command {
 	case in.Proof != nil && len(in.Attempts) > 0 && !pending && w.chance(60, "on"):
 		return BeginOn{ID: in.ID, On: PowerOn{Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
 	case pending && in.Proof == nil && w.chance(50, "proved"):
-		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: haven.ProofPowerOff, Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
+		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: w.proofKind(), Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
 	case pending && w.chance(60, "ends"):
 		return EndFence{ID: in.ID, N: in.NextAttempt() - 1, At: w.now()}
 	case needsProof(in.Step) && w.chance(60, "closed"):
@@ -490,7 +532,7 @@ func (w *outside) trouble() Command {
 	}
 	switch rapid.IntRange(0, 9).Draw(w.t, "step") {
 	case 0, 1, 2:
-		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: haven.ProofPowerOff, Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
+		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: w.proofKind(), Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
 	case 3, 4:
 		return BeginFence{ID: in.ID, Attempt: FenceAttempt{N: in.NextAttempt(), Action: haven.ActionOff, Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
 	case 5:
@@ -540,6 +582,31 @@ func (w *outside) rare() Command {
 		return RecordDecisions{Decisions: []Decision{{At: w.now(), By: "m", Host: pick(w, w.hosts, "host"), To: haven.VerdictSuspect}}}
 	}
 	return Found{Cluster: "c", Generation: 1, By: "op", At: stamp}
+}
+
+// watchdog is what a host's agent asks for, or one of its past lives did.
+func (w *outside) watchdog() Command {
+	h := pick(w, w.hosts, "host")
+	w.reports++
+	c := DeclareWatchdog{Host: h, Boot: w.boot[h], State: w.state[h], Incarnation: w.inc[h], Number: w.reports}
+	if l := w.s.Hosts[h]; l != nil && w.chance(60, "as it registered") {
+		c.Boot, c.State, c.Incarnation = l.Boot, l.State, l.Incarnation
+	}
+	if w.chance(20, "an old report") {
+		c.Number = uint64(rapid.IntRange(0, int(w.reports)).Draw(w.t, "number"))
+	}
+	if w.chance(80, "armed") {
+		c.Watchdog.Bound = time.Duration(rapid.IntRange(1, 60).Draw(w.t, "bound")) * time.Second
+	}
+	if c.Watchdog.Armed() != w.chance(3, "nonsense") {
+		c.Watchdog.Stores = pick(w, [][]string{{"s1"}, {"s1", "s2"}, {"s2", "s1"}, {""}}, "stores")
+	}
+	return c
+}
+
+// proofKind is mostly by a device.
+func (w *outside) proofKind() haven.ProofKind {
+	return pick(w, []haven.ProofKind{haven.ProofPowerOff, haven.ProofPowerOff, haven.ProofWatchdog}, "proof by")
 }
 
 func copyOf(s *State) *State {
@@ -603,6 +670,17 @@ func TestTwin(t *testing.T) {
 					t.Fatalf("P6: %v", err)
 				}
 			}
+			if c, ok := h.c.(DeclareWatchdog); ok {
+				if err := recount(history).checkDeclared(c); err != nil {
+					t.Fatalf("P2: %v", err)
+				}
+			}
+			if c, ok := h.c.(ProveDead); ok {
+				if err := recount(history).checkProof(c); err != nil {
+					t.Fatalf("P2: %v", err)
+				}
+				taken["a proof by "+string(c.Proof.Kind)]++
+			}
 			if c, ok := h.c.(BeginOn); ok {
 				if err := recount(history).checkOn(c); err != nil {
 					t.Fatalf("P6: %v", err)
@@ -651,6 +729,9 @@ func TestTwin(t *testing.T) {
 	}
 	if taken["an order"] < 20 {
 		t.Errorf("only %d orders were committed", taken["an order"])
+	}
+	if taken["a proof by "+string(haven.ProofWatchdog)] == 0 {
+		t.Error("no watchdog proved anything")
 	}
 	t.Logf("taken: %v", taken)
 }

@@ -170,6 +170,8 @@ func describe(cmd ledger.Command) string {
 		text += fmt.Sprintf(" %s epoch %d to %s, term %s", c.Order.Name, c.Order.Epoch, c.Order.Target, c.Order.Term)
 	case ledger.ReportOrder:
 		text += fmt.Sprintf(" %s epoch %d by %s: %s %s", shortVM(c.Report.VM), c.Report.Epoch, c.Host, c.Report.Status, c.Report.Detail)
+	case ledger.DeclareWatchdog:
+		text += fmt.Sprintf(" %s %s: %s, stores %v", c.Host, c.Boot, c.Watchdog.Bound, c.Watchdog.Stores)
 	case ledger.LearnPower:
 		text += fmt.Sprintf(" %s guid=%s distrust=%s by=%s", c.Host, c.GUID, c.Distrust, c.By)
 	}
