@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -36,6 +37,8 @@ type TimeCount struct {
 	Left time.Duration
 	// Why says it to people; the host is "it".
 	Why string
+	// Boot is the one that was counted.
+	Boot haven.BootID
 	// Base is the latest moment at which the host may have had life, Bound what it
 	// promised. Both are zero without a promise.
 	Base  time.Time
@@ -114,9 +117,9 @@ func (b *ByTime) Step(in TimeInput) TimeCount {
 		}
 	}
 	if !in.Promised.Armed() || in.Boot == "" {
-		return TimeCount{State: TimeUnarmed, Why: "its watchdog is not armed"}
+		return TimeCount{State: TimeUnarmed, Boot: in.Boot, Why: "its watchdog is not armed"}
 	}
-	c := TimeCount{Base: b.base, Bound: bound}
+	c := TimeCount{Boot: in.Boot, Base: b.base, Bound: bound}
 	if why := contradicts(in); why != "" {
 		c.State, c.Why = TimeUnarmed, why
 		return c
@@ -190,14 +193,11 @@ func (b *ByTime) count(in TimeInput, c *TimeCount) {
 func (b *ByTime) called(store string) string { return cmp.Or(b.names[store], store) }
 
 func (b *ByTime) list(stores []string) string {
-	text := ""
+	names := make([]string, len(stores))
 	for i, s := range stores {
-		if i > 0 {
-			text += ", "
-		}
-		text += b.called(s)
+		names[i] = b.called(s)
 	}
-	return text
+	return strings.Join(names, ", ")
 }
 
 func (s BeatSight) called() string { return cmp.Or(s.Name, s.Store, "?") }

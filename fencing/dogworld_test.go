@@ -73,15 +73,15 @@ type dogReader struct {
 
 // dogSees is what one reader has of one store.
 type dogSees struct {
-	link, stale      dogLink
-	begun, at, ends  time.Duration // of the read under way
-	seq              int
-	vouched          bool
-	read, changed    time.Duration // starts, by the reader's clock
-	ever, underWay   bool
-	value            int
-	valueIsStale     bool
-	lastTry, imageOf time.Duration
+	link, stale     dogLink
+	begun, at, ends time.Duration // of the read under way
+	seq             int
+	vouched         bool
+	read, changed   time.Duration // starts, by the reader's clock
+	ever, underWay  bool
+	value           int
+	valueIsStale    bool
+	lastTry         time.Duration
 }
 
 type dogAges struct {

@@ -70,7 +70,7 @@ func (t *Tracker) view(now time.Time, k key) View {
 		v.Why = tr.problem.Error()
 		return v
 	}
-	v.Left = tr.beat.Left
+	v.Left, v.Whole = tr.beat.Left, tr.seen
 	if until, ok := t.liveUntil(k.host); ok && v.Lively {
 		v.Silent = max(0, until.Sub(tr.quiet))
 	}

@@ -237,6 +237,10 @@ func (m *Monitor) read(ctx context.Context) {
 		return err
 	})
 	end := time.Now()
+	if took := end.Sub(start); err == nil && took > m.cfg.Timeout {
+		// This process stood still. When the store was looked at is not known well enough.
+		err = fmt.Errorf("read took %s: %w", took.Round(time.Millisecond), ErrTimeout)
+	}
 	if err == nil && c.Identity.Cluster != m.cfg.Cluster {
 		err = fmt.Errorf("store of cluster %q, want %q: %w", c.Identity.Cluster, m.cfg.Cluster, ErrForeign)
 	}

@@ -54,6 +54,8 @@ type View struct {
 	Lively bool `json:"lively"`
 	// Seen says that a valid record was read; Beat is the newest one.
 	Seen bool `json:"seen"`
+	// Whole says that the last good read showed a valid record, and it is Beat.
+	Whole bool `json:"whole,omitempty"`
 	// Missing says that there is no record at all: this writer never wrote here.
 	Missing bool `json:"missing"`
 	Beat    Beat `json:"beat"`

@@ -55,6 +55,7 @@ type Agent struct {
 	// ownFences are the devices by this agent's own way; d.Fences has both ways.
 	ownFences map[haven.HostID][][]FenceDevice
 	ev        *evidence
+	dogs      *dogs
 	loop      loopWatch
 	quiet     *quiet
 	kinds     notify.Catalogue
@@ -73,6 +74,7 @@ type Agent struct {
 	mastery   *mastery                     // the duty loop's own
 	decided   uint64                       // the duty loop's own: the ledger's index after its last decisions
 	lists     *beatLists                   // the judge loop's own
+	dogCounts dogCounts                    // the judge loop's own
 	expected  []haven.HostID               // the judge loop's own: whose beats are expected
 	done      chan ended
 	kicked    chan struct{}
@@ -87,6 +89,7 @@ type Agent struct {
 	troubled []haven.HostID // as the master said last
 	rejected string
 	leave    haven.LeaveReason
+	made     uint64    // reports
 	firstLed time.Time // when this agent first knew a master
 	coldLed  bool      // and that was itself
 }
@@ -97,7 +100,7 @@ func New(d Deps) (a *Agent, err error) {
 	a = &Agent{
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
 		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences), relays: newRelays(),
-		ev: newEvidence(), quiet: newQuiet(), kinds: notify.NewCatalogue(), done: make(chan ended, doneQueueLimit),
+		ev: newEvidence(), dogs: newDogs(), quiet: newQuiet(), kinds: notify.NewCatalogue(), done: make(chan ended, doneQueueLimit),
 		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error

@@ -30,6 +30,9 @@ type mastery struct {
 	term    haven.Term
 	since   time.Time
 	ready   bool // everything that earlier masters committed is applied here
+	// readyAt is when that was so. Whatever earlier masters answered, they answered
+	// to reports that were sent before.
+	readyAt time.Time
 }
 
 // dutyLoop does the master's work after each judgement. It may wait for the
@@ -148,7 +151,7 @@ func (a *Agent) currentMastery(ctx context.Context) *mastery {
 			a.log.Warn("ledger could not be founded", "error", err)
 			return nil
 		}
-		m.ready = true
+		m.ready, m.readyAt = true, time.Now()
 		m.term.Generation = a.ledger.Generation()
 		a.reign.Store(m)
 		a.log.Info("this agent is the master", "term", m.term.String())
@@ -238,6 +241,9 @@ func (a *Agent) recoveryInput(m *mastery) (recovery.Input, map[haven.HostID]*hea
 		reports[h.Host], _ = a.ev.view(h.Host)
 		v := a.hostView(in.Now, h, reports[h.Host])
 		v.Boot, v.Beat = j.boots[h.Host], j.lists[h.Host]
+		if j.reign == m {
+			a.addWatchdog(&v, h.Host, in.Now, j.dogs[h.Host])
+		}
 		in.Hosts[h.Host] = v
 	}
 	in.Done = a.takeDone(m)

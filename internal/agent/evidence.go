@@ -45,6 +45,7 @@ type ackHeard struct {
 type told struct {
 	observer haven.HostID
 	beats    []client.BeatView
+	asked    time.Time
 	at       time.Time
 }
 
@@ -76,6 +77,9 @@ func (e *evidence) report(r *client.Report, at time.Time) (known, news bool) {
 	defer e.mu.Unlock()
 	h := &heard{Report: *r, at: at}
 	old := e.reports[r.Host]
+	if old != nil && old.Identity == r.Identity && r.Number < old.Number {
+		return old.inventorySHA == r.InventorySHA, false // see outdated
+	}
 	news = old == nil || old.Identity != r.Identity || r.Inventory != nil || old.Leaving != r.Leaving ||
 		old.Refuses != r.Refuses || !slices.Equal(old.Orders, r.Orders) || !slices.Equal(old.Released, r.Released)
 	if old != nil && old.Boot == r.Boot && old.inventorySHA == r.InventorySHA {
@@ -88,6 +92,16 @@ func (e *evidence) report(r *client.Report, at time.Time) (known, news bool) {
 	e.reports[r.Host] = h
 	known = h.inventorySHA == r.InventorySHA
 	return known, news || !known
+}
+
+// outdated says whether a newer report of the same life of an agent came before.
+// One that was given up by its sender may still arrive, after what it says was
+// taken back.
+func (e *evidence) outdated(r *client.Report) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	old := e.reports[r.Host]
+	return old != nil && old.Identity == r.Identity && r.Number < old.Number
 }
 
 // rejected notes that the ledger does not take a host as it describes itself.

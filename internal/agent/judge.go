@@ -8,6 +8,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/cluster"
 	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -30,6 +31,9 @@ type judged struct {
 	boots map[haven.HostID]haven.BootID
 	// lists are the VMs of each host as its beats tell them.
 	lists map[haven.HostID]recovery.BeatList
+	// dogs are what follows from the hosts' watchdogs, for one mastery.
+	reign *mastery
+	dogs  map[haven.HostID]fencing.TimeCount
 	// index is that of a log entry that the ledger had by then.
 	index uint64
 }
@@ -88,6 +92,7 @@ func (a *Agent) judge(ctx context.Context, now time.Time) time.Duration {
 	out := a.step(now, in)
 	j := &judged{at: now, index: index, out: out, hosts: make(map[haven.HostID]int, len(out.Hosts)), boots: make(map[haven.HostID]haven.BootID, len(out.Hosts))}
 	j.lists = a.lists.look(now, snaps)
+	j.reign, j.dogs = a.countDogs(now, snaps)
 	for i := range in.Hosts {
 		j.boots[in.Hosts[i].ID] = in.Hosts[i].Boot
 	}

@@ -31,11 +31,12 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	if _, ok := a.cfg.Host(r.Host); !ok {
 		return client.Ack{}, fmt.Errorf("report by %s: not a configured host: %w", r.Host, haven.ErrNotFound)
 	}
-	if !a.isMaster() {
+	m := a.reign.Load()
+	if m == nil {
 		return client.Ack{}, haven.ErrNotMaster
 	}
-	term := a.term()
-	ack := client.Ack{Master: a.d.Host, Term: term, Every: client.MillisOf(a.cfg.Detection.ReportInterval)}
+	term := m.term
+	ack := client.Ack{Master: a.d.Host, Term: term, Every: client.MillisOf(a.cfg.Detection.ReportInterval), Verified: -1}
 	if why := a.register(ctx, r.Identity); why != nil {
 		if errors.Is(why, ledger.ErrRejected) {
 			ack.Rejected = why.Error()
@@ -45,23 +46,35 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 	}
 	ack.Registered = true
 	known, news := a.ev.report(r, time.Now())
+	if a.ev.outdated(r) {
+		return client.Ack{}, errOutdated
+	}
+	a.dogs.answered(r.Host, r.Boot, time.Now())
 	ack.WantInventory, ack.Watch = !known, a.judgement.Load().troubled()
 	a.power.alive(r.Host, a.deviceKeys(r.Host), r.Boot, time.Now())
 	rep, _ := a.ev.view(r.Host)
 	if rep == nil { // This agent lost its mastery a moment ago, and forgot all reports.
 		return client.Ack{}, haven.ErrNotMaster
 	}
+	if err := a.declare(ctx, m, r); err != nil {
+		return client.Ack{}, err
+	}
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		to := recovery.Instruct(s, r.Host, rep.inventory)
 		ack.Protected, ack.SetAside = to.Protected, to.SetAside
 		if h := s.Hosts[r.Host]; h != nil {
 			ack.Slot = h.Slot
+			if h.Boot == r.Boot {
+				ack.Watchdog = h.Watchdog
+			}
 		}
 		ack.LeaveRunning = leaveRunning(s, r.Host)
 	})
 	if news {
 		a.kick()
 	}
+	ack.Verified = a.verifiedAge(term)
+	a.dogs.answered(r.Host, r.Boot, time.Now()) // before it leaves
 	return ack, nil
 }
 

@@ -110,7 +110,7 @@ func (a *Agent) probeAround(ctx context.Context, suspect haven.HostID, kinds []h
 				a.asked.answered(observer, err == nil, time.Now())
 			}
 			if len(answer.Beats) > 0 {
-				a.ev.tell(suspect, told{observer, answer.Beats, time.Now()})
+				a.ev.tell(suspect, told{observer: observer, beats: answer.Beats, asked: begun, at: time.Now()})
 			}
 			a.takeProbes(observer, suspect, kinds, answer.Results, begun)
 		})

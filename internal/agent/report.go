@@ -118,6 +118,7 @@ func (a *Agent) makeReport() *client.Report {
 		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
 		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps, a.watched()),
 	}
+	a.number(rep)
 	switch {
 	case a.d.Hypervisor == nil:
 		rep.Refuses = "it is a witness"
@@ -127,6 +128,15 @@ func (a *Agent) makeReport() *client.Report {
 		rep.Refuses = loadWhy
 	}
 	return rep
+}
+
+// number counts the reports that are made. What a report wants of the ledger is
+// read under the same lock: of two reports the later one says what is wanted.
+func (a *Agent) number(rep *client.Report) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.made++
+	rep.Number = a.made
 }
 
 func (a *Agent) identity() client.Identity {
@@ -305,6 +315,7 @@ func (a *Agent) watched() []haven.HostID {
 func beatView(s storagebeat.Snapshot, host haven.HostID, helper bool, v storagebeat.View) client.BeatView {
 	b := client.BeatView{
 		Store: s.Store, Host: host, Helper: helper, Absent: v.Missing, Moving: v.Moving,
+		StoreID: storeID(s), Vouched: vouched(s, v), Watchdog: client.MillisOf(v.Beat.Watchdog),
 		ReadAge: client.MillisOf(s.Health.ReadAge), ChangedAge: client.MillisOf(v.Age), Left: v.Left,
 	}
 	if v.Seen {

@@ -59,6 +59,9 @@ type Report struct {
 	Released []haven.VMID `json:"released,omitempty"`
 	// Leaving is set by an agent's last reports.
 	Leaving haven.LeaveReason `json:"leaving,omitempty"`
+	// Number counts the reports of one incarnation. Of two, the higher one says what
+	// the agent wants.
+	Number uint64 `json:"number,omitempty"`
 	// Watchdog is what the agent wants the ledger to hold of its watchdog. It
 	// keeps what the ledger holds until an answer shows the new promise.
 	Watchdog haven.Watchdog `json:"watchdog,omitzero"`
@@ -87,8 +90,13 @@ type StoreView struct {
 // BeatView is one host's beat on one store as one agent reads it. Ages are by
 // that agent's clock at the moment of sending.
 type BeatView struct {
-	Store      string            `json:"store"`
-	StoreID    string            `json:"store_id,omitempty"` // the identity of what was read
+	Store   string `json:"store"`
+	StoreID string `json:"store_id,omitempty"` // the identity of what was read
+	// Vouched says that the record was read whole, in a read in which the reader
+	// found its own beat as well.
+	Vouched bool `json:"vouched,omitempty"`
+	// Watchdog is the bound of the armed watchdog that the record tells; 0: none.
+	Watchdog   Millis            `json:"watchdog_ms,omitempty"`
 	Host       haven.HostID      `json:"host"`
 	Helper     bool              `json:"helper,omitempty"` // written by the helper
 	Absent     bool              `json:"absent,omitempty"`

@@ -553,7 +553,7 @@ func (w *outside) cycle(n int) Command {
 		OpenIncident{ID: id, Host: "b", Boot: w.boot["b"], Verdict: haven.VerdictFailed, Entry: entry},
 		NoteIncident{ID: id, Step: haven.StepConfirmed, Entry: entry},
 		BeginFence{ID: id, Attempt: FenceAttempt{N: 1, Action: haven.ActionOff, Term: term, By: "m", BegunAt: w.now()}},
-		ProveDead{ID: id, Entry: entry, Proof: haven.Proof{Kind: haven.ProofPowerOff, Host: "b", Boot: w.boot["b"], By: "m", At: entry.At}},
+		ProveDead{ID: id, Entry: entry, Proof: haven.Proof{Kind: w.proofKind(), Host: "b", Boot: w.boot["b"], By: "m", At: entry.At}},
 		EndFence{ID: id, N: 1, Proved: true, At: w.now()},
 		BeginOn{ID: id, On: PowerOn{Term: term, By: "m", BegunAt: w.now()}},
 		EndOn{ID: id, Failed: w.chance(30, "failed"), At: w.now()},
@@ -706,6 +706,13 @@ func TestTwin(t *testing.T) {
 			step(RegisterHost{Host: h, Role: role, Boot: w.boot[h], State: w.state[h], Incarnation: w.inc[h], At: stamp})
 		}
 		if w.chance(40, "a power cycle") { // chance alone hardly ever comes so far
+			if w.chance(60, "an armed watchdog") {
+				w.reports++
+				step(DeclareWatchdog{
+					Host: "b", Boot: w.boot["b"], State: w.state["b"], Incarnation: w.inc["b"], Number: w.reports,
+					Watchdog: haven.Watchdog{Bound: time.Second, Stores: []string{"s1"}},
+				})
+			}
 			for n := range 7 {
 				step(w.cycle(n))
 				if w.chance(20, "something between") {

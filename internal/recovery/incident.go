@@ -115,6 +115,9 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 			m.prove(h, in, view)
 			return
 		}
+		if m.proveByTime(h, in, view) {
+			return
+		}
 		// An attempt that this master did not begin was its predecessor's. Fencing
 		// reads the power state first, so that beginning again repeats nothing.
 		m.begin(Fence{Incident: in.ID, N: attempt.N, Host: in.Host, Boot: in.Boot})
@@ -133,6 +136,9 @@ func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, v
 			Entry: m.entry(view.Evidence, "now %s: %s", view.Verdict, view.Explanation),
 		})
 		m.notice(Notice{Kind: "verdict-changed", Host: h.ID, Incident: in.ID, About: string(view.Verdict), Text: fmt.Sprintf("%s: %s", view.Verdict, view.Explanation)})
+	}
+	if m.proveByTime(h, in, view) {
+		return
 	}
 	m.judge(h, in, view)
 	m.respond(s, h, in, view)
@@ -185,6 +191,32 @@ func (m *Machine) prove(h *ledger.Host, in *ledger.Incident, view HostView) {
 	})
 	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: h.ID, Incident: in.ID, Text: view.Explanation})
 	m.wake(time.Millisecond)
+}
+
+// proveByTime records that the host's watchdog must have reset it, beside whatever
+// its devices say meanwhile: the first proof wins. Only a host that is dead on
+// every path is taken for reset: any sign of life says that the count is wrong.
+func (m *Machine) proveByTime(h *ledger.Host, in *ledger.Incident, view HostView) bool {
+	if _, proved := m.proofs[in.ID]; proved || view.Fired == nil || view.Fired.Boot != h.Boot || view.Fired.Host != h.ID || view.Verdict != haven.VerdictFailed {
+		return false
+	}
+	if in.Step == haven.StepSuspected {
+		m.propose(ledger.NoteIncident{ID: in.ID, Step: haven.StepConfirmed, Verdict: view.Verdict})
+	}
+	proof := *view.Fired
+	m.propose(ledger.ProveDead{ID: in.ID, Proof: proof, Entry: m.entry(proof.Evidence, "proved dead: %s", proof.Detail)})
+	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: h.ID, Incident: in.ID, Text: proof.Detail})
+	m.wake(time.Millisecond)
+	return true
+}
+
+// orConfirm ends what a hold says with what may still come, and what an operator
+// can do.
+func orConfirm(host haven.HostID, view HostView) string {
+	if view.Watchdog == "" {
+		return fmt.Sprintf("its watchdog is not armed; if it is off, say so: haven fence confirm %s", host)
+	}
+	return fmt.Sprintf("%s; if it is off, say so: haven fence confirm %s", view.Watchdog, host)
 }
 
 // returned ends the incident of a host that has been healthy for long enough.
@@ -266,21 +298,21 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	switch m.action(h.ID) {
 	case haven.ActionOff, haven.ActionReboot:
 	case haven.ActionBlink:
-		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is blink for this host: its identify light is made to blink, and nothing else; if it is off, say so: haven fence confirm %s", h.ID)}
+		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is blink for this host: its identify light is made to blink, and nothing else; %s", orConfirm(h.ID, view))}
 	case haven.ActionNone, haven.ActionOn, haven.ActionStatus, haven.ActionTest:
 		fallthrough
 	default:
-		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is none for this host; if it is off, say so: haven fence confirm %s", h.ID)}
+		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is none for this host; %s", orConfirm(h.ID, view))}
 	}
 	if !m.cfg.Devices[h.ID] {
-		return haven.Hold{Reason: haven.HoldNoDevice, Detail: fmt.Sprintf("no fence device is configured; if it is off, say so: haven fence confirm %s", h.ID)}
+		return haven.Hold{Reason: haven.HoldNoDevice, Detail: fmt.Sprintf("no fence device is configured; %s", orConfirm(h.ID, view))}
 	}
-	return m.capped(s, in)
+	return m.capped(s, in, view)
 }
 
 // capped asks the limit on power-downs. Going on with a host that was counted
 // already is not another power-down.
-func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
+func (m *Machine) capped(s *ledger.State, in *ledger.Incident, view HostView) haven.Hold {
 	may, whose := m.cfg.Cap.Allow(m.now, m.fences(s, ""), in.ID, in.Host), ""
 	if may.Allowed && m.cfg.HostCap.Count > 0 {
 		may, whose = m.cfg.HostCap.Allow(m.now, m.fences(s, in.Host), in.ID, in.Host), "of this host, "
@@ -292,7 +324,7 @@ func (m *Machine) capped(s *ledger.State, in *ledger.Incident) haven.Hold {
 		m.wake(may.Until.Sub(m.now))
 	}
 	return haven.Hold{Reason: haven.HoldCap, Detail: fmt.Sprintf(
-		"%s%s; it goes on by itself when the limit allows; if the host is off, say so: haven fence confirm %s", whose, may.Why, in.Host)}
+		"%s%s; it goes on by itself when the limit allows; %s", whose, may.Why, orConfirm(in.Host, view))}
 }
 
 // fences is the history of power-downs, of all hosts or of one.
@@ -314,6 +346,9 @@ func (m *Machine) fences(s *ledger.State, of haven.HostID) []fencing.FenceRecord
 	return history
 }
 
+// provedFirst is how an attempt ends whose host was proved dead otherwise.
+const provedFirst = "another proof came first"
+
 // fenced takes in the end of a fence attempt.
 func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 	in := s.Incidents[act.Incident]
@@ -324,6 +359,9 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 	if d.Err != nil {
 		detail = d.Err.Error()
 	}
+	if in.Proof != nil && !proves(in, d) {
+		detail = provedFirst
+	}
 	m.ended[in.ID] = ledger.EndFence{ID: in.ID, N: act.N, Proved: proves(in, d), Detail: detail, At: m.now}
 	if in.Proof != nil || m.keepProof(s, act, d) {
 		return
@@ -333,7 +371,7 @@ func (m *Machine) fenced(s *ledger.State, act Fence, d Done) {
 	r.after = m.now.Add(fencePause(r.n))
 	m.blocked[in.ID] = r
 	hold := haven.Hold{Reason: haven.HoldFenceBlocked, Since: m.now, Detail: fmt.Sprintf(
-		"%s; next attempt in %s; if it is off, say so: haven fence confirm %s", detail, fencePause(r.n), in.Host)}
+		"%s; next attempt in %s; %s", detail, fencePause(r.n), orConfirm(in.Host, m.in.Hosts[in.Host]))}
 	m.propose(ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "held, %s: %s", hold.Reason, hold.Detail)})
 	m.notice(Notice{Kind: "fence-blocked", Alarm: true, Host: in.Host, Incident: in.ID, Text: hold.Detail})
 }
@@ -369,7 +407,7 @@ func (m *Machine) settle(s *ledger.State, in *ledger.Incident) {
 		if _, flies := m.flying[Fence{Host: in.Host}.Key()]; !flies {
 			end, ok := m.ended[in.ID]
 			if !ok || end.N != attempt.N {
-				end = ledger.EndFence{ID: in.ID, N: attempt.N, Detail: "another proof came first", At: m.now}
+				end = ledger.EndFence{ID: in.ID, N: attempt.N, Detail: provedFirst, At: m.now}
 			}
 			m.end(end)
 		}

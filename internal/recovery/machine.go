@@ -98,6 +98,11 @@ type HostView struct {
 	// Quarantine says why it is given no VMs although it is healthy; empty when
 	// it may be given some.
 	Quarantine string
+	// Watchdog says how its watchdog is counted down, and Fired is the proof that it
+	// has reset the host, as soon as that must be so. Empty and nil when nothing is
+	// counted.
+	Watchdog string
+	Fired    *haven.Proof
 	// Beat is what the host's own beats tell of its VMs, for a host that does
 	// not answer.
 	Beat BeatList

@@ -182,7 +182,7 @@ func (c *chaos) at(id haven.VMID) *host {
 // event is one thing that happens.
 func (c *chaos) event() {
 	h := c.host("host")
-	kind := c.int(21, "event")
+	kind := c.int(22, "event")
 	c.log("=== event %d on %s", kind, h.id)
 	switch kind {
 	case 0: // the power goes, and somebody notices
@@ -202,6 +202,13 @@ func (c *chaos) event() {
 		h.network = true
 		if h.on {
 			h.verdict = ""
+		}
+	case 21: // it arms its watchdog; or that has reset it, and somebody counted
+		if h.on {
+			c.declare(h)
+		} else if l := c.state.Hosts[h.id]; l.Boot == h.boot && l.Watchdog.Armed() {
+			c.fires(h)
+			h.verdict = haven.VerdictFailed
 		}
 	case 5: // the agent dies, and comes back, perhaps without its directory
 		h.agent, h.told = false, false

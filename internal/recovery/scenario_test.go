@@ -167,6 +167,20 @@ var deeds = map[string]deed{
 			h.verdict = ""
 		}
 	}),
+	// watchdog HOST armed|uncountable|fires|lies: its watchdog is declared; cannot be
+	// counted; resets the host; is said to have reset it, and the host is on.
+	"watchdog": hostDeed(func(w *world, h *host, f []string) {
+		switch f[2] {
+		case "armed":
+			w.declare(h)
+		case "uncountable":
+			h.watchdog = "its watchdog, armed with 30s, cannot be counted: store nfs1 is not read by anybody who can vouch for it"
+		case "fires":
+			w.fires(h)
+		case "lies":
+			w.counts(h)
+		}
+	}),
 	"brake": clusterDeed(func(w *world, f []string) error {
 		w.brakes = nil
 		if f[1] != "" {

@@ -76,6 +76,8 @@ type host struct {
 	refuses  string
 	leave    haven.LeaveReason
 	freeMiB  uint64
+	watchdog string        // what its count says
+	fired    *haven.Proof  // what its count proves
 	verdict  haven.Verdict // overrides what is true
 	hold     haven.Hold
 	since    time.Time // since when it has been in trouble
@@ -147,7 +149,7 @@ func (w *world) bootHost(h *host) {
 	h.boots++
 	h.boot, h.on, h.agent, h.told = haven.BootID(fmt.Sprintf("%s/%d", h.id, h.boots)), true, true, false
 	h.inc++
-	h.verdict, h.hold, h.leave = "", haven.Hold{}, haven.LeaveNone
+	h.verdict, h.hold, h.leave, h.watchdog = "", haven.Hold{}, haven.LeaveNone, ""
 	clear(h.released)
 	w.off(h)
 	h.on = true
@@ -164,6 +166,27 @@ func (w *world) off(h *host) {
 			h.vms[id] = info
 		}
 	}
+}
+
+// declare puts an armed watchdog into the ledger.
+func (w *world) declare(h *host) {
+	_ = w.apply(ledger.DeclareWatchdog{
+		Host: h.id, Boot: h.boot, State: h.state, Incarnation: h.inc, Number: w.state.Hosts[h.id].WatchdogAsked + 1,
+		Watchdog: haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}},
+	})
+	h.watchdog = "its watchdog is armed with 30s: proved in 12s at the earliest"
+}
+
+// fires is the watchdog's reset, as the count proves it. The host stays off.
+func (w *world) fires(h *host) {
+	w.off(h)
+	w.counts(h)
+}
+
+// counts is a count that says that the watchdog has fired.
+func (w *world) counts(h *host) {
+	h.watchdog = "its armed watchdog must have fired"
+	h.fired = &haven.Proof{Kind: haven.ProofWatchdog, Host: h.id, Boot: h.boot, By: string(w.self), At: w.now, Detail: h.watchdog}
 }
 
 func (w *world) register(h *host) {
@@ -340,6 +363,7 @@ func (w *world) watchRejections(c ledger.Command, err error) {
 
 func (w *world) view(h *host) (v HostView) {
 	v = HostView{Boot: w.bootKnown(h), Connected: h.on && h.agent && h.network && h.told, Explanation: "as the script says", Hold: h.hold, Leave: h.leave}
+	v.Watchdog, v.Fired = h.watchdog, h.fired
 	v.Verdict = h.verdict
 	if v.Verdict == "" {
 		v.Verdict = haven.VerdictHealthy
