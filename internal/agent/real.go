@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -104,7 +105,7 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	}
 	d.Secrets = config.NewSecrets(r.Log)
 	d.RereadGossipKeys = func() ([]cluster.Key, error) { return LoadGossipKeys(cfg.Gossip.KeyFile) }
-	if d.Fences, err = r.fences(d.Secrets); err != nil {
+	if d.Fences, err = r.Fences(d.Secrets); err != nil {
 		return d, nil, err
 	}
 	if d.Disks, err = r.openDisks(&closers); err != nil {
@@ -232,8 +233,8 @@ func LoadGossipKeys(path string) ([]cluster.Key, error) {
 	return keys, nil
 }
 
-// fences makes the drivers of all hosts' fence devices.
-func (r Real) fences(secrets *config.Secrets) (map[haven.HostID][][]FenceDevice, error) {
+// Fences makes the drivers of all hosts' fence devices.
+func (r Real) Fences(secrets *config.Secrets) (map[haven.HostID][][]FenceDevice, error) {
 	all := map[haven.HostID][][]FenceDevice{}
 	for _, id := range r.Config.HostIDs() {
 		host, _ := r.Config.Host(id)
@@ -255,7 +256,7 @@ func (r Real) fences(secrets *config.Secrets) (map[haven.HostID][][]FenceDevice,
 }
 
 func (r Real) fenceDevice(host haven.HostID, name string, d config.Device, secrets *config.Secrets) (FenceDevice, error) {
-	password := secrets.File(d.PasswordFile)
+	password, kg := secrets.File(d.PasswordFile), secrets.File(d.KGFile)
 	var dev FenceDevice
 	var err error
 	switch d.Driver {
@@ -267,28 +268,54 @@ func (r Real) fenceDevice(host haven.HostID, name string, d config.Device, secre
 	case "redfish":
 		dev, err = redfishDevice(name, d, password.Text)
 	default:
-		dev, err = ipmiDevice(name, d, password.Text)
+		dev, err = ipmiDevice(name, d, password.Text, kg)
 	}
 	if err == nil {
-		dev.Driver = rereading{dev.Driver, password}
+		files := []*config.SecretFile{password}
+		if d.KGFile != "" {
+			files = append(files, kg)
+		}
+		dev.Driver = rereading{dev.Driver, files}
 	}
 	return dev, err
 }
 
 // ipmiDevice is a BMC that speaks IPMI.
-func ipmiDevice(name string, d config.Device, password func() (string, error)) (FenceDevice, error) {
+func ipmiDevice(name string, d config.Device, password func() (string, error), kg *config.SecretFile) (FenceDevice, error) {
 	var suites []int
 	for _, s := range d.CipherSuite.Suites() {
 		suites = append(suites, int(s))
 	}
 	addr := netip.AddrPortFrom(d.Address, uint16(d.Port)).String()
-	driver, err := ipmi.New(ipmi.Config{
+	cfg := ipmi.Config{
 		Net: netx.Real{}, Address: addr, Username: d.Username, Suites: suites, Timeout: d.Timeout, Password: password,
-	})
+	}
+	if d.KGFile != "" {
+		cfg.KG = func() ([]byte, error) { return bmcKey(kg) }
+	}
+	driver, err := ipmi.New(cfg)
 	if err != nil {
 		return FenceDevice{}, err
 	}
 	return FenceDevice{Name: name, Key: addr, Address: addr, Driver: driver}, nil
+}
+
+// bmcKey is a BMC's own key: text, or hexadecimal digits behind 0x, as boards and
+// ipmitool take both.
+func bmcKey(f *config.SecretFile) ([]byte, error) {
+	text, err := f.Text()
+	if err != nil {
+		return nil, err
+	}
+	digits, isHex := strings.CutPrefix(text, "0x")
+	if !isHex {
+		return []byte(text), nil
+	}
+	key, err := hex.DecodeString(digits)
+	if err != nil {
+		return nil, errors.New("behind 0x the key is not made of hexadecimal digits") // The cause quotes it.
+	}
+	return key, nil
 }
 
 // programDevice is a device that comes with a program.

@@ -11,12 +11,12 @@ import (
 )
 
 // rereading is the driver of a device whose password may be changed under us. When
-// the device refuses the credentials, the file is read again, once; if another
-// password is in it, the call is made again with that one. The same password is
+// the device refuses the credentials, the files are read again, once; if another
+// password is there, the call is made again with that one. The same password is
 // never sent twice for it: accounts get locked.
 type rereading struct {
 	fencing.Driver
-	password *config.SecretFile
+	secrets []*config.SecretFile
 }
 
 // again says whether a call that failed is worth another with the password that
@@ -25,8 +25,12 @@ func (d rereading) again(ctx context.Context, err error) bool {
 	if !errors.Is(err, fencing.ErrAuth) || ctx.Err() != nil {
 		return false
 	}
-	changed, reading := d.password.Reload()
-	return changed && reading == nil
+	other := false
+	for _, f := range d.secrets {
+		changed, reading := f.Reload()
+		other = other || changed && reading == nil
+	}
+	return other
 }
 
 // Power reads the power state.

@@ -157,6 +157,7 @@ type Device struct {
 	Port         int
 	Username     string
 	PasswordFile string
+	KGFile       string // of driver ipmi; empty for boards without a key
 	Timeout      time.Duration
 	CipherSuite  CipherSuite
 	Redfish      Redfish // of driver redfish

@@ -101,6 +101,9 @@ func (c *Config) files() []fileUse {
 			add(devices[n].PasswordFile, secretLine,
 				fmt.Sprintf("hosts.%s.fencing.devices.%s.password_file", id, n),
 				fmt.Sprintf("fencing.devices.%s.password_file", n))
+			add(devices[n].KGFile, secretLine,
+				fmt.Sprintf("hosts.%s.fencing.devices.%s.kg_file", id, n),
+				fmt.Sprintf("fencing.devices.%s.kg_file", n))
 		}
 	}
 	return uses

@@ -54,10 +54,22 @@ type Options struct {
 	MemoryMiB uint64
 	// DiskIdle is detection.disk_idle; 0 is the default of the configuration.
 	DiskIdle time.Duration
+	// Secrets are the cluster's; nil for well-known ones. With them, the fence devices
+	// are those of the configuration, made as havend makes them.
+	Secrets *Secrets
 	// OnEvent is told what really happens. It must not call back.
 	OnEvent func(world.Event)
 	// Log makes the logger of one host.
 	Log func(host haven.HostID) *slog.Logger
+}
+
+// Secrets are what must be seen nowhere.
+type Secrets struct {
+	BMC    string // the password of all boards, and
+	KG     string // their own key; empty for none
+	Gossip []byte // 32 octets
+	// Launcher starts fence programs; see agent.Real.
+	Launcher []string
 }
 
 // Ports of the agents, on each machine's own address.
@@ -94,6 +106,7 @@ type Host struct {
 
 	c     *Cluster
 	creds *pki.Credentials
+	pair  pki.Pair
 	hung  atomic.Pointer[chan struct{}] // storage hangs until it is closed
 
 	booting sync.Mutex // one boot at a time
@@ -134,6 +147,12 @@ func New(opts Options) (c *Cluster, err error) {
 	}
 	key := sha256.Sum256([]byte("gossip in one process needs no secret"))
 	c.key = key[:]
+	if opts.Secrets != nil {
+		c.key = opts.Secrets.Gossip
+		if err := c.writeSecrets(); err != nil {
+			return nil, err
+		}
+	}
 	for i := range opts.Hosts {
 		if err := c.addHost(i); err != nil {
 			return nil, fmt.Errorf("host %d: %w", i+1, err)
@@ -170,9 +189,11 @@ func (c *Cluster) addHost(i int) error {
 	if h.creds, err = pki.NewCredentials("demo", c.ca.Pair().Cert, pair); err != nil {
 		return err
 	}
+	h.pair = pair
+	password, kg := c.boardSecrets()
 	h.BMC, err = ipmitest.Start(c.bmcAddr(h), ipmitest.Config{
-		Accounts: []ipmitest.Account{{Name: "haven", Password: bmcPassword, Privilege: ipmitest.Operator}},
-		GUID:     [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, c.opts.Net[1], byte(i + 1)}, Off: true,
+		Accounts: []ipmitest.Account{{Name: "haven", Password: password, Privilege: ipmitest.Operator}}, KG: kg,
+		GUID: [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, c.opts.Net[1], byte(i + 1)}, Off: true,
 		OnPower: func(on bool) error {
 			if on {
 				return h.boot()
@@ -467,7 +488,7 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 	if d.Notifier, err = agent.NewNotifier(c.config, h.ID, d.Incarnation, d.Net, d.Secrets, d.Metrics, log); err != nil {
 		return d, nil, err
 	}
-	if d.Fences, err = c.fences(); err != nil {
+	if d.Fences, err = c.fences(d.Secrets); err != nil {
 		return d, nil, err
 	}
 	child, err := c.child(filepath.Join(c.opts.Dir, "store"))
@@ -487,7 +508,10 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 	}, nil
 }
 
-func (c *Cluster) fences() (map[haven.HostID][][]agent.FenceDevice, error) {
+func (c *Cluster) fences(secrets *config.Secrets) (map[haven.HostID][][]agent.FenceDevice, error) {
+	if s := c.opts.Secrets; s != nil {
+		return agent.Real{Config: c.config, FenceLauncher: s.Launcher}.Fences(secrets)
+	}
 	all := map[haven.HostID][][]agent.FenceDevice{}
 	for _, h := range c.hosts {
 		driver, err := ipmi.New(ipmi.Config{
