@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing/command"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/minicluster"
 	"github.com/haven-ha/haven/internal/world"
@@ -18,6 +19,9 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "store-child" {
 		os.Exit(storagebeat.ChildMain(os.Args[2:], os.Stdin, os.Stdout))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "fence-program" {
+		os.Exit(command.Launch(os.Args[2:], os.Environ(), os.Stderr))
 	}
 	os.Exit(m.Run())
 }
