@@ -237,3 +237,35 @@ func (a *Agent) addWatchdog(v *recovery.HostView, host haven.HostID, now time.Ti
 		}
 	}
 }
+
+// hostWatchdog shows what a host promises about its watchdog. The count is of
+// interest when the host is silent.
+func (a *Agent) hostWatchdog(j *judged, h *ledger.Host) *client.HostWatchdog {
+	if !h.Watchdog.Armed() {
+		return nil
+	}
+	v := &client.HostWatchdog{Bound: client.MillisOf(h.Watchdog.Bound), State: "armed", Stores: a.storeNames(h.Watchdog.Stores)}
+	jh, known := j.host(h.ID)
+	c, counted := fencing.TimeCount{}, false
+	if j != nil {
+		c, counted = j.dogs[h.ID]
+	}
+	if known && counted && jh.Suspected && c.Boot == h.Boot {
+		v.State, v.Why, v.Left = string(c.State), c.Why, client.MillisOf(c.Left)
+	}
+	return v
+}
+
+// storeNames names stores as people do, where this agent knows how.
+func (a *Agent) storeNames(ids []string) []string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id
+		for _, s := range a.snapshots() {
+			if storeID(s) == id {
+				names[i] = s.Store
+			}
+		}
+	}
+	return names
+}

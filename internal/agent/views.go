@@ -246,6 +246,7 @@ func (a *Agent) viewHosts() []client.Host {
 				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Distrust
 				viewBrakes(&v, s, h)
 				v.PowerGUID = h.Power.GUID
+				v.Watchdog = a.hostWatchdog(j, h)
 				if h.ProvedDead() {
 					v.Proof = h.Proof
 				}

@@ -33,7 +33,7 @@ rests on, path by path, with every piece of evidence.`,
 func (a *app) showHosts(hosts []client.Host) {
 	head := []string{"HOST", "VERDICT", "FOR", "NETWORK", "STORAGE", "HELPER", "POWER", "VMS", "FREE"}
 	if a.wide {
-		head = append(head, "ROLE", "ZONE", "ADDRESS")
+		head = append(head, "WATCHDOG", "ROLE", "ZONE", "ADDRESS")
 	}
 	t := newTable(head...)
 	for _, h := range hosts {
@@ -48,11 +48,27 @@ func (a *app) showHosts(hosts []client.Host) {
 			string(h.Host), string(h.Verdict), age(h.VerdictAge), h.Network.State, h.Storage.State, h.Helper.State, h.Power.State, vms, free,
 		}
 		if a.wide {
-			cells = append(cells, string(h.Role), h.Zone, h.Address)
+			cells = append(cells, watchdogCell(h.Watchdog), string(h.Role), h.Zone, h.Address)
 		}
 		t.row(cells, a.hostNotes(h)...)
 	}
 	a.show(t)
+}
+
+// watchdogCell is how long after its last life a host's watchdog resets it.
+func watchdogCell(w *client.HostWatchdog) string {
+	if w == nil {
+		return "-"
+	}
+	return w.State + " " + age(w.Bound)
+}
+
+func watchdogText(w client.HostWatchdog) string {
+	text := fmt.Sprintf("armed with %s: it resets the host so long after its last life, on the network or on %s", age(w.Bound), strings.Join(w.Stores, ", "))
+	if w.Why != "" {
+		text += "; " + w.Why
+	}
+	return text
 }
 
 // hostNotes are what is worth a line under a host: nothing, when all is well.
@@ -98,6 +114,9 @@ func (a *app) showHost(h client.Host) {
 	a.field("Storage", pathText(h.Storage))
 	a.field("Helper", pathText(h.Helper))
 	a.field("Power", pathText(h.Power))
+	if h.Watchdog != nil {
+		a.field("Watchdog", watchdogText(*h.Watchdog))
+	}
 	if len(h.Missing) > 0 {
 		a.field("Missing", strings.Join(h.Missing, "; "))
 	}

@@ -26,13 +26,21 @@ func (a *app) showIncidents(all []client.Incident) {
 		a.printf("Nothing has happened yet.\n")
 		return
 	}
-	t := newTable("INCIDENT", "HOST", "VERDICT", "STEP", "OPENED", "TOOK", "VMS")
+	t := newTable("INCIDENT", "HOST", "VERDICT", "STEP", "PROOF", "OPENED", "TOOK", "VMS")
 	for _, in := range all {
 		t.row([]string{
-			string(in.ID), string(in.Host), string(in.Verdict), string(in.Step), ago(a.Now().Sub(in.OpenedAt)) + " ago", took(in), fmt.Sprint(len(in.VMs)),
+			string(in.ID), string(in.Host), string(in.Verdict), string(in.Step), proofKind(in), ago(a.Now().Sub(in.OpenedAt)) + " ago", took(in), fmt.Sprint(len(in.VMs)),
 		}, labelled("held", a.hold(in.Hold)), in.Outcome, recorded(a, in))
 	}
 	a.show(t)
+}
+
+// proofKind is what a proof of death rests on.
+func proofKind(in client.Incident) string {
+	if in.Proof == nil {
+		return ""
+	}
+	return string(in.Proof.Kind)
 }
 
 // recorded says where an incident's recording is; it takes room that not everybody

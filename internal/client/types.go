@@ -332,6 +332,23 @@ type Host struct {
 	Maintenance *Maintenance      `json:"maintenance,omitempty"`
 	// Quarantine says why it is given no VMs although it is healthy.
 	Quarantine string `json:"quarantine,omitempty"`
+	// Watchdog is what it promises about its watchdog; nil when that is nothing.
+	Watchdog *HostWatchdog `json:"watchdog,omitempty"`
+}
+
+// HostWatchdog is a host's armed watchdog as the ledger holds it, and how far the
+// master's count of it is.
+type HostWatchdog struct {
+	// Bound is how long after its last life the host has been reset, at the latest.
+	Bound Millis `json:"bound_ms"`
+	// Stores are those that count, by name where the name is known.
+	Stores []string `json:"stores"`
+	// State is armed while the host lives, and else waiting, unknown, not-armed or
+	// proved, as Why explains.
+	State string `json:"state"`
+	Why   string `json:"why,omitempty"`
+	// Left is how long it takes at least until it is proved, while it is waiting.
+	Left Millis `json:"left_ms,omitempty"`
 }
 
 // VM is one VM as the ledger has it.
