@@ -33,6 +33,9 @@ var (
 	// ErrAuth is returned when the device refused the user, the password or
 	// the privilege. It must not be retried quickly: accounts get locked.
 	ErrAuth = errors.New("device refused the credentials")
+	// ErrPrivilege is returned when the device took user and password, or would,
+	// and the account may not do what fencing needs. It is an ErrAuth as well.
+	ErrPrivilege = fmt.Errorf("%w: the account has not the privilege", ErrAuth)
 	// ErrUnreachable is returned when the device did not answer within the
 	// bound, or the network said that it cannot be reached.
 	ErrUnreachable = errors.New("device does not answer")

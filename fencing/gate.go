@@ -73,6 +73,15 @@ func (d *gated) Identity(ctx context.Context) (GUID, error) {
 	return id, err
 }
 
+// Examine asks the driver, if it has an answer.
+func (d *gated) Examine(ctx context.Context) error {
+	e, ok := d.d.(Examiner)
+	if !ok {
+		return nil
+	}
+	return d.g.do(ctx, d.key, d.fence, e.Examine)
+}
+
 func (g *Gate) do(ctx context.Context, key string, fence bool, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -139,7 +139,35 @@ type TestResult struct {
 	Host    haven.HostID
 	Key     string
 	Reading Reading
-	Err     error
+	Err     error // of the reading
+	// Weak says what else would keep the device from switching power, as far as
+	// that can be found out without doing it; nil when nothing is known to.
+	Weak error
+}
+
+// Examiner is a driver of a device that answers whoever may only look: that the
+// power was read does not show there that it may be switched.
+type Examiner interface {
+	// Examine finds out whether the account may switch power, without switching
+	// anything. It returns an ErrPrivilege when it may not, and nil also when the
+	// device does not tell.
+	Examine(ctx context.Context) error
+}
+
+// TestDevice tests one device: it reads the power state and, when asked to and
+// where there is something to be found out, examines what the account may do.
+func TestDevice(ctx context.Context, d Device, examine bool) TestResult {
+	r := TestResult{Host: d.Host, Key: d.Key}
+	if r.Reading, r.Err = d.Driver.Power(ctx); r.Err != nil {
+		r.Reading.State = haven.PowerUnknown
+		return r
+	}
+	if e, ok := d.Driver.(Examiner); ok && examine {
+		if err := e.Examine(ctx); errors.Is(err, ErrPrivilege) {
+			r.Weak = err
+		}
+	}
+	return r
 }
 
 // Tester reads the power state and the GUID of every device again and again.
@@ -170,6 +198,7 @@ func (t *Tester) Run(ctx context.Context) error {
 	}
 	plan := NewTestPlan(t.Policy, t.Random)
 	ended := make(chan done, t.Policy.Concurrency) // never more under way
+	exams := map[string]*exam{}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	timer := time.NewTimer(0)
@@ -193,7 +222,10 @@ func (t *Tester) Run(ctx context.Context) error {
 		}
 		plan.Set(now, keys)
 		for _, k := range plan.Take(now) {
-			wg.Go(func() { ended <- done{k, t.test(ctx, devices[k])} })
+			if exams[k] == nil {
+				exams[k] = new(exam) // by key: as many as there ever were devices
+			}
+			wg.Go(func() { ended <- done{k, t.test(ctx, devices[k], exams[k])} })
 		}
 		wake := testerLook
 		if next, ok := plan.Next(); ok {
@@ -203,19 +235,29 @@ func (t *Tester) Run(ctx context.Context) error {
 	}
 }
 
-func (t *Tester) test(ctx context.Context, d Device) error {
+// exam is the latest examination of a device. One test of a device runs at a time.
+type exam struct {
+	at   time.Time
+	weak error
+}
+
+func (t *Tester) test(ctx context.Context, d Device, last *exam) error {
 	limited, cancel := context.WithTimeout(ctx, t.Policy.Limit)
 	defer cancel()
-	r, err := d.Driver.Power(limited)
-	if err != nil {
-		r.State = haven.PowerUnknown
-	}
+	// What an account may do changes rarely, and is more to ask.
+	due := last.at.IsZero() || time.Since(last.at) >= t.Policy.AfterRefusal || last.weak != nil
+	r := TestDevice(limited, d, due)
 	if ctx.Err() != nil {
-		return err // being stopped says nothing about the device
+		return r.Err // being stopped says nothing about the device
 	}
-	if err != nil {
-		t.Log.WarnContext(ctx, "fence device test failed", "host", d.Host, "device", d.Key, "error", err)
+	switch {
+	case r.Err != nil:
+		t.Log.DebugContext(ctx, "fence device test failed", "host", d.Host, "device", d.Key, "error", r.Err)
+	case due:
+		last.at, last.weak = time.Now(), r.Weak
+	default:
+		r.Weak = last.weak
 	}
-	t.Report(TestResult{Host: d.Host, Key: d.Key, Reading: r, Err: err})
-	return err
+	t.Report(r)
+	return r.Err
 }

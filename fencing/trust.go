@@ -71,6 +71,9 @@ func (t *Trust) Learned() (GUID, bool) {
 	return t.on.GUID, true
 }
 
+// Seen returns the GUID that the device gave last, or nothing.
+func (t *Trust) Seen() GUID { return t.guid }
+
 // Conflict sets what CrossCheck found, or clears it when why is empty.
 func (t *Trust) Conflict(why string) { t.conflict = why }
 

@@ -241,7 +241,7 @@ func TestRefusals(t *testing.T) {
 		// One failed login per call: two would lock accounts twice as fast.
 		{name: "wrong password", config: password("wrong"), want: fencing.ErrAuth, logins: 1},
 		{name: "unknown user", config: func(c *ipmi.Config) { c.Username = "nobody" }, want: fencing.ErrAuth, logins: 1},
-		{name: "not an operator", config: func(c *ipmi.Config) { c.Username = "viewer" }, want: fencing.ErrAuth, logins: 1},
+		{name: "not an operator", config: func(c *ipmi.Config) { c.Username = "viewer" }, want: fencing.ErrPrivilege, logins: 1},
 		{name: "password too long", config: password("123456789012345678901"), want: fencing.ErrAuth, logins: 0},
 		{name: "BMC key missing", board: func(c *ipmitest.Config) { c.KG = []byte("key") }, want: fencing.ErrAuth, logins: 1},
 		{name: "no session free", faults: func(f *ipmitest.Faults) { f.RefuseSessions = true }, want: fencing.ErrBusy, logins: 1},
@@ -265,8 +265,11 @@ func TestRefusals(t *testing.T) {
 					t.Errorf("P5: state %q on an error", r.State)
 				}
 			}
-			if !errors.Is(err, tt.want) {
-				t.Errorf("err = %v, want %v", err, tt.want)
+			if !errors.Is(err, tt.want) || fencing.FailureOf(err) != fencing.FailureOf(tt.want) {
+				t.Errorf("err = %v (%s), want %v", err, fencing.FailureOf(err), tt.want)
+			}
+			if tt.want == fencing.ErrPrivilege && len(b.Commands()) > 0 {
+				t.Errorf("the board was told %v", b.Commands())
 			}
 			if n := b.Logins(); n != tt.logins {
 				t.Errorf("%d sessions were asked for, want %d", n, tt.logins)

@@ -102,13 +102,25 @@ func TestLabIPMISim(t *testing.T) {
 		}
 	})
 	t.Run("wrong password", func(t *testing.T) {
-		if _, err := driver(t, addr, password("wrong")).Power(t.Context()); !errors.Is(err, fencing.ErrAuth) {
+		if _, err := driver(t, addr, password("wrong")).Power(t.Context()); fencing.FailureOf(err) != fencing.FailureAuth {
 			t.Errorf("err = %v", err)
 		}
 	})
 	t.Run("unknown user", func(t *testing.T) {
 		if _, err := driver(t, addr, func(c *ipmi.Config) { c.Username = "nobody" }).Power(t.Context()); !errors.Is(err, fencing.ErrAuth) {
 			t.Errorf("err = %v", err)
+		}
+	})
+	t.Run("an account that is too weak", func(t *testing.T) {
+		_, err := driver(t, addr, func(c *ipmi.Config) { c.Username = "viewer" }).Power(t.Context())
+		if fencing.FailureOf(err) != fencing.FailurePrivilege {
+			t.Errorf("err = %v (%s)", err, fencing.FailureOf(err))
+		}
+	})
+	t.Run("nobody there", func(t *testing.T) {
+		_, err := driver(t, "127.0.0.1:1", nil).Power(t.Context())
+		if fencing.FailureOf(err) != fencing.FailureUnreachable {
+			t.Errorf("err = %v (%s)", err, fencing.FailureOf(err))
 		}
 	})
 	t.Run("fence", func(t *testing.T) {

@@ -131,11 +131,14 @@ func (s *session) raisePrivilege(ctx context.Context) error {
 	case err == nil && len(data) > 0 && data[0]&0x0f >= byte(types.PrivilegeLevelOperator):
 		return nil
 	case err == nil:
-		return fmt.Errorf("set privilege operator: %w: a lower one was granted", fencing.ErrAuth)
+		return fmt.Errorf("set privilege operator: %w: a lower one was granted", fencing.ErrPrivilege)
 	case errors.Is(err, fencing.ErrUnreachable), errors.Is(err, fencing.ErrBusy), ctx.Err() != nil:
 		return err
 	}
-	return fmt.Errorf("set privilege operator: %w: %w", fencing.ErrAuth, err)
+	if errors.Is(err, fencing.ErrPrivilege) {
+		return fmt.Errorf("set privilege operator: %w", err)
+	}
+	return fmt.Errorf("set privilege operator: %w: %w", fencing.ErrPrivilege, err)
 }
 
 func (s *session) openSession(ctx context.Context) error {
@@ -421,8 +424,9 @@ func statusError(c types.RmcpStatusCode) error {
 		kind = fencing.ErrBusy
 	case types.RmcpStatusCodeInvalidSessionID, types.RmcpStatusCodeInactiveSessionID:
 		kind = fencing.ErrBusy // it dropped the session half-way to make room
-	case types.RmcpStatusCodeInvalidRole, types.RmcpStatusCodeUnauthorizedRoleOfPriLevel,
-		types.RmcpStatusCodeInvalidNameLength, types.RmcpStatusCodeUnauthorizedName,
+	case types.RmcpStatusCodeInvalidRole, types.RmcpStatusCodeUnauthorizedRoleOfPriLevel:
+		kind = fencing.ErrPrivilege
+	case types.RmcpStatusCodeInvalidNameLength, types.RmcpStatusCodeUnauthorizedName,
 		types.RmcpStatusCodeUnauthorizedGUID, types.RmcpStatusCodeInvalidIntegrityCheckValue:
 		kind = fencing.ErrAuth
 	case types.RmcpStatusCodeInvalidAuthAlg, types.RmcpStatusCodeInvalidIntegrityAlg,
@@ -445,7 +449,7 @@ func completionError(c types.CompletionCode) error {
 		types.CodeUnspecifiedError:
 		return fmt.Errorf("%w: %w", fencing.ErrBusy, c)
 	case types.CodeInsufficientPrivilege:
-		return fmt.Errorf("%w: %w", fencing.ErrAuth, c)
+		return fmt.Errorf("%w: %w", fencing.ErrPrivilege, c)
 	case types.CodeNotSupported:
 		return fmt.Errorf("%w: %w", fencing.ErrRejected, c)
 	case types.CodeInvalidCommand, types.CodeInvalidCommandForLUN, types.CodeParameterOutOfRange,

@@ -303,7 +303,7 @@ func TestRefusals(t *testing.T) {
 		{name: "wrong password", do: read, driver: user("haven", "wr0ng-pa55word"), want: fencing.ErrAuth, text: "401"},
 		{name: "wrong password, basic", do: read, driver: func(c *redfish.Config) { user("haven", "wr0ng-pa55word")(c); c.Login = redfish.LoginBasic }, want: fencing.ErrAuth},
 		{name: "wrong user", do: read, driver: user("root", secret), want: fencing.ErrAuth},
-		{name: "wrong privilege", do: off, driver: user("viewer", secret), want: fencing.ErrAuth, text: "403, Base.1.8.InsufficientPrivilege"},
+		{name: "wrong privilege", do: off, driver: user("viewer", secret), want: fencing.ErrPrivilege, text: "403, Base.1.8.InsufficientPrivilege"},
 		{name: "password too long", do: read, driver: user("haven", strings.Repeat("wr0ng-pa55word", 40)), want: fencing.ErrAuth},
 		{name: "no session left, 503", do: read, faults: faults(func(f *redfishtest.Faults) { f.SessionsFull = 503 }), want: fencing.ErrBusy, text: "SessionLimitExceeded"},
 		{name: "no session left, 400", do: read, faults: faults(func(f *redfishtest.Faults) { f.SessionsFull = 400 }), want: fencing.ErrBusy},

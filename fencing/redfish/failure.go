@@ -63,9 +63,10 @@ var (
 		"ServerNotReady", "POSTInProgress", "OperationTimeout",
 	}
 	authWords = []string{
-		"UnauthorizedLoginAttempt", "ResourceAtUriUnauthorized", "InsufficientPrivilege", "InsufficientPrivilegeForOperation",
-		"AccessDenied", "AccountForSessionNoLongerExists", "PasswordChangeRequired", "AuthenticationTokenRequired", "NoPrivilege",
+		"UnauthorizedLoginAttempt", "ResourceAtUriUnauthorized",
+		"AccessDenied", "AccountForSessionNoLongerExists", "PasswordChangeRequired", "AuthenticationTokenRequired",
 	}
+	privilegeWords = []string{"InsufficientPrivilege", "InsufficientPrivilegeForOperation", "NoPrivilege"}
 	// malformedWords: it does not take such a request in any state.
 	malformedWords = []string{
 		"ActionParameterNotSupported", "ActionParameterUnknown", "ActionParameterMissing", "ActionParameterValueFormatError",
@@ -91,9 +92,13 @@ func failure(status int, ids []string, reset, loggedIn bool) error {
 	switch {
 	case says(ids, busyWords):
 		kind = fencing.ErrBusy
+	case says(ids, privilegeWords):
+		kind = fencing.ErrPrivilege
 	case status == http.StatusUnauthorized && loggedIn:
 		// It gave us the session a moment ago: it has lost its sessions since.
 		kind = fencing.ErrBusy
+	case status == http.StatusForbidden && loggedIn && !says(ids, authWords):
+		kind = fencing.ErrPrivilege // who it is was taken a moment ago
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, says(ids, authWords):
 		kind = fencing.ErrAuth
 	case status == http.StatusPreconditionFailed, status == http.StatusPreconditionRequired:

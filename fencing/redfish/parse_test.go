@@ -176,7 +176,7 @@ func TestFailure(t *testing.T) {
 		{"login refused", 401, nil, false, false, fencing.ErrAuth},
 		{"login refused, HPE", 400, []string{"iLO.2.15.UnauthorizedLoginAttempt"}, false, false, fencing.ErrAuth},
 		{"session lost", 401, nil, false, true, fencing.ErrBusy},
-		{"privilege", 403, nil, true, true, fencing.ErrAuth},
+		{"privilege", 403, nil, true, true, fencing.ErrPrivilege},
 		{"sessions taken, Dell", 503, []string{"IDRAC.2.4.RAC0218"}, false, false, fencing.ErrBusy},
 		{"sessions taken, OpenBMC", 400, []string{"Base.1.13.0.SessionLimitExceeded"}, false, false, fencing.ErrBusy},
 		{"off already, without a word", 400, nil, true, true, fencing.ErrRejected},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -104,7 +105,7 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 		cmds = append(cmds, ledger.OpenIncident{ID: incident, Host: id, Boot: boot, Verdict: j.Verdict, Entry: entry})
 	}
 	cmds = append(cmds, ledger.ProveDead{
-		ID: incident, Entry: entry,
+		ID: incident, Entry: entry, Manual: a.manualRelease(id),
 		Proof: haven.Proof{Kind: haven.ProofOperator, Host: id, Boot: boot, By: q.By, At: now, Detail: q.Reason, Evidence: j.Evidence},
 	})
 	return a.commitOne(ctx, cmds...)
@@ -131,6 +132,35 @@ func (a *Agent) mayCallDead(id haven.HostID) error {
 	return nil
 }
 
+// releaseFenced lets a host that was fenced be given VMs again.
+func (a *Agent) releaseFenced(ctx context.Context, c *api.Call, q client.Act) error {
+	id, err := a.namedHost(c)
+	if err != nil {
+		return err
+	}
+	var fenced *ledger.Fenced
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[id]; h != nil {
+			fenced = h.Fenced
+		}
+	})
+	if fenced == nil {
+		return refused("host %s does not wait for a release", id)
+	}
+	return a.commitOne(ctx, ledger.ReleaseFenced{Host: id, Incident: fenced.Incident, By: q.By, Reason: q.Reason, At: time.Now()})
+}
+
+// viewActs lists what operators did about power, the latest first.
+func (a *Agent) viewActs(bool) (any, error) {
+	out := []client.FenceAct{}
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, act := range slices.Backward(s.Acts) {
+			out = append(out, client.FenceAct{At: act.At, Action: act.Action, Host: act.Host, By: act.By, Reason: act.Reason, Force: act.Force})
+		}
+	})
+	return out, nil
+}
+
 // releaseHost says that a host need not be waited for after a restore.
 func (a *Agent) releaseHost(ctx context.Context, c *api.Call, q client.Act) error {
 	id, err := a.namedHost(c)
@@ -152,5 +182,5 @@ func (a *Agent) trustPower(ctx context.Context, c *api.Call, q client.Act) error
 			clears = h.Power.Cleared + 1
 		}
 	})
-	return a.commitOne(ctx, ledger.LearnPower{Host: id, By: q.By, Clears: clears})
+	return a.commitOne(ctx, ledger.LearnPower{Host: id, By: q.By, Reason: q.Reason, At: time.Now(), Clears: clears})
 }

@@ -63,7 +63,7 @@ type Agent struct {
 	disks     *diskWatches // suspects whose disks are read here
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
-	deviceNews   deviceNews
+	devices      deviceTests
 	selfTold     isolation.State // the isolation loop's own: of what people were told
 
 	self      atomic.Pointer[selfView]
@@ -111,6 +111,7 @@ func New(d Deps) (a *Agent, err error) {
 		}
 	}()
 	a.ownFences, a.d.Fences = d.Fences, a.throughOthers(d.Fences)
+	a.countDevices(d.Metrics)
 	self, ok := d.Config.Host(d.Host)
 	if !ok {
 		return nil, fmt.Errorf("host %q is not in the hosts section of the configuration", d.Host)

@@ -28,6 +28,8 @@ type Deps struct {
 	Host    haven.HostID
 	Boot    haven.BootID
 	Version string
+	// UUID is the system's own, as its firmware tells it; empty when it is not known.
+	UUID string
 	// State and Incarnation come from the data directory; see OpenIdentity.
 	State       haven.StateID
 	Incarnation haven.Incarnation

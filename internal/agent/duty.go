@@ -347,6 +347,8 @@ func (a *Agent) connectedFor() time.Duration {
 func (a *Agent) lessons() []ledger.Command {
 	var cmds []ledger.Command
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		doubts := a.doubts(s)
+		cmds = a.doubtLessons(s, doubts)
 		for _, id := range s.HostIDs() {
 			keys := a.deviceKeys(id)
 			if len(keys) == 0 {
@@ -354,6 +356,9 @@ func (a *Agent) lessons() []ledger.Command {
 			}
 			known := s.Hosts[id].Power
 			guid, distrust := a.power.learned(keys)
+			if len(doubts[id]) > 0 {
+				guid = "" // it is not this host's
+			}
 			if j, ok := a.judgement.Load().host(id); ok && j.Distrust && distrust == "" {
 				distrust = "it said off while the host lived on"
 			}
@@ -495,14 +500,7 @@ func (a *Agent) fencePolicy(dev FenceDevice) fencing.Policy {
 	return p
 }
 
-func (a *Agent) ledgerDistrust(host haven.HostID) (why string) {
-	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
-		if h := s.Hosts[host]; h != nil {
-			why = h.Power.Distrust
-		}
-	})
-	return why
-}
+func (a *Agent) ledgerDistrust(host haven.HostID) string { return a.ledgerTrust(host).Doubted() }
 
 // errCameBack is returned when a host that was to be fenced shows life again.
 var errCameBack = errors.New("the host shows life again")
@@ -526,6 +524,9 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	})
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
+	}
+	if why := a.ledgerTrust(act.Host).Blocked(); why != "" {
+		return errors.New("a device seems to be another host's: " + why)
 	}
 	return a.judgement.Load().stillDead(time.Now(), act)
 }

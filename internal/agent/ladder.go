@@ -158,7 +158,7 @@ func (a *Agent) mayTurnOn(ctx context.Context, m *mastery, act recovery.PowerOn)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		in, h := s.Incidents[act.Incident], s.Hosts[act.Host]
 		stands = in != nil && in.Open() && in.SwitchingOn() && h != nil && h.Boot == act.Boot && h.ProvedDead() &&
-			h.Maintenance == nil && s.Disarm == nil
+			h.Maintenance == nil && s.Disarm == nil && h.Power.Blocked() == ""
 	})
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")

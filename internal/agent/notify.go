@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -65,7 +64,7 @@ func (a *Agent) noticeEvent(n recovery.Notice) notify.Event {
 // needsPerson says whether a hold of an incident may never end by itself.
 func needsPerson(reason string) bool {
 	return slices.Contains([]string{
-		haven.HoldCap, haven.HoldFenceBlocked, haven.HoldNoDevice, haven.HoldActionNone, haven.HoldContradiction, haven.HoldNeedsOperator,
+		haven.HoldCap, haven.HoldFenceBlocked, haven.HoldNoDevice, haven.HoldActionNone, haven.HoldContradiction, haven.HoldNeedsOperator, haven.HoldIdentity,
 	}, reason)
 }
 
@@ -135,40 +134,6 @@ func (a *Agent) notifyHold(of string, h detector.Hold) {
 		Kind: notify.KindHoldAlarm, Host: haven.HostID(of), Text: fmt.Sprintf("%s: %s: %s", of, h.Reason, h.Detail),
 		ID: notify.NewID(notify.KindHoldAlarm, of, h.Reason, since),
 	})
-}
-
-// deviceNews remembers since when fence devices fail their tests.
-type deviceNews struct {
-	mu  sync.Mutex
-	bad map[string]time.Time // by key; as many as there are devices
-}
-
-// notifyDevice tells, as the master, of a device that fails its test or works
-// again. Every voter tests all of them; a new master tells what it finds.
-func (a *Agent) notifyDevice(host haven.HostID, key string, failure error) {
-	a.deviceNews.mu.Lock()
-	if a.deviceNews.bad == nil {
-		a.deviceNews.bad = map[string]time.Time{}
-	}
-	since, bad := a.deviceNews.bad[key]
-	switch {
-	case failure == nil:
-		delete(a.deviceNews.bad, key)
-	case !bad:
-		since = time.Now()
-		a.deviceNews.bad[key] = since
-	}
-	a.deviceNews.mu.Unlock()
-	if !a.isMaster() || failure == nil && !bad {
-		return
-	}
-	kind, text := notify.KindDeviceBad, ""
-	if failure != nil {
-		text = fmt.Sprintf("fence device %s of %s fails its test: %v", key, host, failure)
-	} else {
-		kind, text = notify.KindDeviceGood, fmt.Sprintf("fence device %s of %s works again", key, host)
-	}
-	a.notify(notify.Event{Kind: kind, Host: host, Text: text, ID: notify.NewID(kind, string(host), key, since.UTC().Format("20060102T1504Z"))})
 }
 
 // testNotify sends a test from this very agent: each has its own way to the

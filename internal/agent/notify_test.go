@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/isolation"
 	"github.com/haven-ha/haven/internal/netx"
@@ -99,6 +100,7 @@ func telling() (*Agent, *noted) {
 	n := &noted{}
 	return &Agent{
 		d: Deps{Host: "kvm-01", Notifier: n}, log: slog.New(slog.DiscardHandler), metrics: newMetrics(nil), kinds: notify.NewCatalogue(),
+		power: newPower(nil), quiet: newQuiet(),
 	}, n
 }
 
@@ -190,15 +192,18 @@ func TestAgentTellsOfItself(t *testing.T) {
 func TestFenceDevicesAreTold(t *testing.T) {
 	a, n := telling()
 	bad := errors.New("wrong password")
-	a.notifyDevice("kvm-03", "10.1.0.13:623", bad)
+	tested := func(host haven.HostID, key string, err error) {
+		a.tested(t.Context(), fencing.TestResult{Host: host, Key: key, Err: err})
+	}
+	tested("kvm-03", "10.1.0.13:623", bad)
 	if len(n.events) != 0 {
 		t.Errorf("a voter told: %+v", n.events)
 	}
 	a.reign.Store(&mastery{})
-	a.notifyDevice("kvm-02", "10.1.0.12:623", nil) // it always worked
-	a.notifyDevice("kvm-03", "10.1.0.13:623", bad)
-	a.notifyDevice("kvm-03", "10.1.0.13:623", bad)
-	a.notifyDevice("kvm-03", "10.1.0.13:623", nil)
+	tested("kvm-02", "10.1.0.12:623", nil) // it always worked
+	tested("kvm-03", "10.1.0.13:623", bad)
+	tested("kvm-03", "10.1.0.13:623", bad)
+	tested("kvm-03", "10.1.0.13:623", nil)
 	if len(n.events) != 3 || n.events[0].ID != n.events[1].ID || n.events[0].Kind != notify.KindDeviceBad || n.events[2].Kind != notify.KindDeviceGood || !strings.Contains(n.events[0].Text, "wrong password") {
 		t.Errorf("%+v", n.events)
 	}

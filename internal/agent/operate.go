@@ -45,6 +45,8 @@ func (p *power) enter(host haven.HostID) (leave func(), err error) {
 func (a *Agent) operateRoutes() []api.Route {
 	return []api.Route{
 		{Pattern: "POST /v1/hosts/{host}/fence/{action}", Need: api.NeedOperator, MaxBytes: client.MaxSmallBytes, Serve: a.operate},
+		{Pattern: "POST /v1/hosts/{host}/fence/release", Need: api.NeedOperator, MaxBytes: client.MaxSmallBytes, Serve: a.acting(a.releaseFenced)},
+		{Pattern: "GET " + client.PathActs, Need: api.NeedViewer, Serve: a.atMaster(a.viewActs)},
 		{Pattern: "POST " + client.PathCapReset, Need: api.NeedOperator, MaxBytes: client.MaxSmallBytes, Serve: a.acting(a.resetCap)},
 	}
 }
@@ -163,7 +165,7 @@ func (a *Agent) carryOut(ctx context.Context, answer client.FenceAnswer, q clien
 // mayOperate is asked before an operator's power command is recorded and right
 // before it leaves.
 func (a *Agent) mayOperate(id haven.HostID, action haven.FenceAction, q client.Act) error {
-	pending := false
+	pending, wrong := false, a.ledgerTrust(id).Blocked()
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		for _, in := range s.OpenIncidents() {
 			if _, p := in.Pending(); p && in.Host == id {
@@ -174,6 +176,8 @@ func (a *Agent) mayOperate(id haven.HostID, action haven.FenceAction, q client.A
 	switch {
 	case action == haven.ActionBlink:
 		return nil
+	case wrong != "":
+		return refused("a device of host %s seems to be another host's: %s; when it is its own: haven host trust-bmc %s", id, wrong, id)
 	case pending:
 		return refused("host %s is being fenced: its power is not touched before that is over", id)
 	case action == haven.ActionOn:
@@ -212,13 +216,16 @@ func (a *Agent) readDevices(ctx context.Context, id haven.HostID) []client.Devic
 func (a *Agent) readDevice(ctx context.Context, id haven.HostID, dev FenceDevice, w *client.DeviceWord) {
 	ctx, cancel := context.WithTimeout(ctx, min(dev.session(), operateWait))
 	defer cancel()
-	r, err := a.power.gate.Read(dev.Key, dev.Driver).Power(ctx)
-	if err != nil {
-		failed := failedPower(err)
-		w.Failed, w.Detail = failed.Failed, failed.Detail
-	} else {
-		a.power.take(id, dev.Key, r)
-		w.Power, w.GUID = r.State, string(r.GUID)
+	r := fencing.TestDevice(ctx, fencing.Device{Host: id, Key: dev.Key, Driver: a.power.gate.Read(dev.Key, dev.Driver)}, true)
+	if r.Err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		w.Failed, w.Detail = string(fencing.FailureOf(r.Err)), r.Err.Error()
+		return // that the operator is gone says nothing about the device
 	}
-	w.Trusted, w.Why = a.power.vouches(id, dev.Key, a.ledgerDistrust(id), time.Now())
+	a.tested(ctx, r)
+	level := w.Level
+	for _, said := range a.viewDevices(id, a.ledgerTrust(id), time.Now()) {
+		if said.Device == dev.Name && said.Level == level {
+			*w = said
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -81,10 +82,11 @@ func (a *Agent) TakeReport(ctx context.Context, from haven.HostID, r *client.Rep
 // register makes sure that the ledger has a host as it describes itself.
 func (a *Agent) register(ctx context.Context, id client.Identity) error {
 	known := false
+	id.UUID = fencing.CleanUUID(id.UUID)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		h := s.Hosts[id.Host]
 		known = s.Knows(id.Host, id.Boot, id.State) && h.Incarnation == id.Incarnation && h.Generation == s.Generation &&
-			h.Role == id.Role && h.Address == id.Address
+			h.Role == id.Role && h.Address == id.Address && (id.UUID == "" || h.UUID == id.UUID)
 	})
 	if known {
 		return nil
@@ -93,7 +95,8 @@ func (a *Agent) register(ctx context.Context, id client.Identity) error {
 		return why
 	}
 	errs, err := a.commit(ctx, ledger.RegisterHost{
-		Host: id.Host, Role: id.Role, Address: id.Address, Boot: id.Boot, State: id.State, Incarnation: id.Incarnation, At: time.Now(),
+		Host: id.Host, Role: id.Role, Address: id.Address, Boot: id.Boot, State: id.State, Incarnation: id.Incarnation,
+		UUID: id.UUID, At: time.Now(),
 	})
 	if err != nil {
 		return err

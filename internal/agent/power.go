@@ -223,9 +223,9 @@ func (p *power) detectorReadings(host, by haven.HostID, since time.Time, ledger 
 		if !off {
 			first = r.Reading
 		}
-		d.Trusted, d.Why = p.trusted(r.device, first, ledger.Distrust)
+		d.Trusted, d.Why = p.trusted(r.device, first, ledger.Doubted())
 		if d.Trusted && off && len(p.mates[r.device]) > 0 {
-			d.Trusted, d.Why = p.withMates(all, r, ledger.Distrust)
+			d.Trusted, d.Why = p.withMates(all, r, ledger.Doubted())
 		}
 		if ledger.GUID != "" && r.GUID != "" {
 			d.GUID = haven.TriOf(string(r.GUID) == ledger.GUID)
@@ -321,14 +321,7 @@ func (a *Agent) testDevices(ctx context.Context) {
 			}
 			return all
 		},
-		Report: func(r fencing.TestResult) {
-			a.notifyDevice(r.Host, r.Key, r.Err)
-			if r.Err != nil {
-				a.log.Log(ctx, a.quiet.level("test/"+r.Key), "fence device failed its test", "host", r.Host, "device", r.Key, "error", r.Err)
-				return
-			}
-			a.power.take(r.Host, r.Key, r.Reading)
-		},
+		Report: func(r fencing.TestResult) { a.tested(ctx, r) },
 	}
 	if err := t.Run(ctx); err != nil && ctx.Err() == nil {
 		a.log.Error("tests of fence devices ended", "error", err)

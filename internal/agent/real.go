@@ -22,6 +22,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/cluster"
 	"github.com/haven-ha/haven/election"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/fencing/command"
 	"github.com/haven-ha/haven/fencing/ipmi"
 	"github.com/haven-ha/haven/internal/config"
@@ -41,6 +42,8 @@ type Real struct {
 	Host   haven.HostID
 	// BootIDFile names this boot; empty means the kernel's own.
 	BootIDFile string
+	// UUIDFile holds the system's UUID; empty means the firmware's own.
+	UUIDFile string
 	// StoreChild starts the child process of a store; see storagebeat.ChildMain.
 	StoreChild []string
 	// FenceLauncher starts the programs of fence devices; see command.Launch.
@@ -49,8 +52,12 @@ type Real struct {
 	Log           *slog.Logger
 }
 
-// kernelBootID is where Linux names its boot.
-const kernelBootID = "/proc/sys/kernel/random/boot_id"
+// kernelBootID is where Linux names its boot, and kernelUUID where it shows the
+// system's UUID from the firmware's tables.
+const (
+	kernelBootID = "/proc/sys/kernel/random/boot_id"
+	kernelUUID   = "/sys/class/dmi/id/product_uuid"
+)
 
 // Open opens the real parts. The function that it returns closes them, after
 // the agent that was made of them has ended.
@@ -75,7 +82,7 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 	}
 	d = Deps{
 		Config: cfg, Host: r.Host, Version: r.Version, Net: netx.Real{}, Log: r.Log, Metrics: obs.NewMetrics(), Boottime: boottime,
-		Echo: icmp.Pinger{},
+		Echo: icmp.Pinger{}, UUID: systemUUID(r.UUIDFile),
 	}
 	if d.Boot, err = readBootID(r.BootIDFile); err != nil {
 		return d, nil, err
@@ -174,6 +181,19 @@ type childProber struct{ child *storagebeat.Child }
 func (p childProber) ReadProbe(ctx context.Context, path string) error {
 	_, err := p.child.ReadProbe(ctx, path)
 	return err
+}
+
+// systemUUID reads the system's own UUID, which root alone may read. Where there
+// is none, nothing is compared with it.
+func systemUUID(path string) string {
+	if path == "" {
+		path = kernelUUID
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return fencing.CleanUUID(string(data))
 }
 
 func readBootID(path string) (haven.BootID, error) {

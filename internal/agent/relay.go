@@ -168,6 +168,16 @@ func (r relayed) Identity(ctx context.Context) (id fencing.GUID, err error) {
 	return id, err
 }
 
+// Examine asks the driver, if it has an answer, on this agent's own way: through
+// another one nothing is known.
+func (r relayed) Examine(ctx context.Context) error {
+	e, ok := r.dev.Driver.(fencing.Examiner)
+	if !ok || r.a.relays.way(r.dev.Key).far {
+		return nil
+	}
+	return e.Examine(ctx)
+}
+
 // do takes the way that worked last, and the other one if that is closed at once.
 func (r relayed) do(ctx context.Context, near func(context.Context) error, far func(context.Context, haven.HostID) error) error {
 	began := time.Now()
@@ -235,29 +245,19 @@ func (r relayed) ask(ctx context.Context, delegate haven.HostID, q client.PowerR
 		return answer, fmt.Errorf("%w: through %s: %w", fencing.ErrUnreachable, delegate, err)
 	}
 	if answer.Failed != "" {
-		return answer, fmt.Errorf("through %s: %w", delegate, &relayError{powerErrors()[answer.Failed], answer.Detail})
+		return answer, fmt.Errorf("through %s: %w", delegate, &relayError{fencing.Failure(answer.Failed).Err(), answer.Detail})
 	}
 	return answer, nil
 }
 
 // relayError is a driver's error that came over the wire.
 type relayError struct {
-	is   error
+	is   error // nil for one of no kind: the state is unknown
 	text string
 }
 
 func (e *relayError) Error() string { return e.text }
 func (e *relayError) Unwrap() error { return e.is }
-
-// powerErrors names the errors of drivers on the wire. A name that is not known
-// is an error of no kind: the state is unknown.
-func powerErrors() map[string]error {
-	return map[string]error{
-		"auth": fencing.ErrAuth, "unreachable": fencing.ErrUnreachable, "busy": fencing.ErrBusy,
-		"unsupported": fencing.ErrUnsupported, "rejected": fencing.ErrRejected, "not-permitted": fencing.ErrNotPermitted,
-		"no-state": fencing.ErrNoState,
-	}
-}
 
 // Power reaches a fence device for another agent.
 func (a *Agent) Power(ctx context.Context, from haven.HostID, q client.PowerRequest) (client.PowerAnswer, error) {
@@ -330,14 +330,7 @@ func (a *Agent) permitOf(master haven.HostID, name string) fencing.Permit {
 }
 
 func failedPower(err error) client.PowerAnswer {
-	answer := client.PowerAnswer{Failed: "other", Detail: err.Error()}
-	for name, is := range powerErrors() {
-		// A refusal wraps why it was refused; that nothing was sent says more.
-		if errors.Is(err, is) && answer.Failed != "not-permitted" {
-			answer.Failed = name
-		}
-	}
-	return answer
+	return client.PowerAnswer{Failed: string(fencing.FailureOf(err)), Detail: err.Error()}
 }
 
 // Permit tells a delegate whether a power command may still leave.

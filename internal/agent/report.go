@@ -144,6 +144,7 @@ func (a *Agent) identity() client.Identity {
 	return client.Identity{
 		Host: a.d.Host, Boot: a.d.Boot, State: a.d.State, Incarnation: a.d.Incarnation,
 		Role: host.Role, Address: host.Address.String(), ServerID: string(a.election.ServerID()),
+		UUID: a.d.UUID,
 	}
 }
 

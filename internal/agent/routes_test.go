@@ -55,6 +55,8 @@ var rights = map[string]string{
 	"POST /v1/hosts/{host}/maintenance/end": "operator admin local",
 	"GET /v1/hosts/{host}/decisions":        "host viewer operator admin local",
 	"POST /v1/hosts/{host}/fence/{action}":  "operator admin local",
+	"POST /v1/hosts/{host}/fence/release":   "operator admin local",
+	"GET /v1/fence/log":                     "host viewer operator admin local",
 	"POST /v1/fence/cap/reset":              "operator admin local",
 	"POST /v1/hosts/{host}/release":         "admin local",
 	"POST /v1/hosts/{host}/trust-bmc":       "admin local",

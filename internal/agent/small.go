@@ -31,16 +31,25 @@ func (a *Agent) recoveryConfig() recovery.Config {
 		Limits:     vmrestart.PlanLimits{StartsPerHost: a.cfg.Restart.MaxStartsInFlight},
 		ReserveMiB: uint64(a.cfg.Restart.MemoryReserveMiB), ProtectAll: a.cfg.Restart.Protect == "all",
 		HoldAlarmAfter: a.cfg.Holds.AlarmAfter, HoldAlarmEvery: a.cfg.Holds.RepeatEvery,
+		HostCaps: map[haven.HostID]fencing.Limit{}, ManualRelease: map[haven.HostID]bool{},
 		StopsIsolated: map[haven.HostID]bool{}, StopsStorageLost: map[haven.HostID]bool{}, StorageLostDelay: a.cfg.Response.StorageLost.Delay,
 	}
 	for _, id := range a.cfg.HostIDs() {
 		h, _ := a.cfg.Host(id)
 		rc.Actions[id] = h.Fencing.Action
 		rc.Devices[id] = len(a.d.Fences[id]) > 0
+		rc.HostCaps[id] = fencing.Limit{Count: h.Fencing.Limit.Count, Window: h.Fencing.Limit.Window}
+		rc.ManualRelease[id] = a.manualRelease(id)
 		rc.StopsIsolated[id] = h.Response.Isolation != config.IsolationLeave
 		rc.StopsStorageLost[id] = h.Response.StorageLost == config.StorageLostRestart
 	}
 	return rc
+}
+
+// manualRelease says whether a host, once it was fenced, waits for an operator.
+func (a *Agent) manualRelease(id haven.HostID) bool {
+	h, _ := a.cfg.Host(id)
+	return h.Fencing.Release == config.ReleaseManual
 }
 
 // loopWatch tells whether the judge loop keeps its own time: an agent that was

@@ -162,6 +162,11 @@ func viewBrakes(v *client.Host, s *ledger.State, h *ledger.Host) {
 	if m := h.Maintenance; m != nil {
 		v.Maintenance = &client.Maintenance{By: m.By, At: m.At, Reason: m.Reason, Keeps: m.Keeps != ""}
 	}
+	if f := h.Fenced; f != nil {
+		v.Fenced = &client.Fenced{Incident: f.Incident, Proof: f.Proof, At: f.At}
+		v.Quarantine = fmt.Sprintf("it was fenced in incident %s; it is given no VMs until 'haven fence release %s'", f.Incident, h.ID)
+	}
+	v.UUID, v.WrongDevice = h.UUID, h.Power.Blocked()
 	if in := s.Incidents[h.Incident]; in != nil && v.Hold.Reason == "" {
 		v.Hold = in.Hold
 	}
@@ -243,8 +248,9 @@ func (a *Agent) viewHosts() []client.Host {
 				}
 			}
 			if h := s.Hosts[id]; h != nil {
-				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Distrust
+				v.Registered, v.Boot, v.Incident, distrust = true, h.Boot, h.Incident, h.Power.Doubted()
 				viewBrakes(&v, s, h)
+				v.Devices = a.viewDevices(id, h.Power, now)
 				v.PowerGUID = h.Power.GUID
 				v.Watchdog = a.hostWatchdog(j, h)
 				if h.ProvedDead() {

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) fence() *cobra.Command {
-	verbs := []*cobra.Command{a.fenceConfirm(), a.fenceCap()}
+	verbs := []*cobra.Command{a.fenceConfirm(), a.fenceRelease(), a.fenceCap(), a.fenceLog()}
 	for _, v := range powerVerbs() {
 		verbs = append(verbs, a.fencePower(v))
 	}
@@ -64,6 +64,61 @@ it goes on, unless --yes is given.`,
 			fmt.Sprintf("%s is proved dead by your word; its VMs are started elsewhere. 'haven incidents' shows how it goes.", args[0]))
 	}
 	return cmd
+}
+
+func (a *app) fenceRelease() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "release HOST --reason WHY", Short: "Let a host that was fenced be given VMs again", Args: cobra.ExactArgs(1),
+		Long: `With fencing.release: manual, a host that was fenced is given no VMs, even when
+it is back and healthy, until somebody has looked at it and says so with this.
+A host that is still away is released for its return. It is recorded.`,
+		Example: "  haven fence release kvm-03 --reason \"new power supply, memory tested\"",
+	}
+	f := a.act(cmd, "what you found, for the record (required)")
+	must(cmd.MarkFlagRequired("reason"))
+	cmd.ValidArgsFunction = a.completeHosts(f.target)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		path, err := hostPath(args[0], "fence/release")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(f.reason) == "" {
+			return usagef("--reason is empty: others will want to know what was wrong with %s", args[0])
+		}
+		return f.do(cmd.Context(), path, client.Act{}, fmt.Sprintf("%s may be given VMs again.", args[0]))
+	}
+	return cmd
+}
+
+func (a *app) fenceLog() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "log", Short: "What operators did about power: who, what and why, the newest first", Args: cobra.NoArgs,
+		Long: `What operators did about the power of hosts and about fencing, the newest first:
+on, off, blink, confirm, release, trust-bmc and cap-reset. Power-offs that Haven
+decided itself are in 'haven incidents'. The latest 256 are kept.`,
+		Example: "  haven fence log\n  haven fence log -o json",
+	}
+	to := a.target(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return listed(a, cmd, to, client.PathActs, "act", nil, a.showActs, nil)
+	}
+	return cmd
+}
+
+func (a *app) showActs(all []client.FenceAct) {
+	if len(all) == 0 {
+		a.printf("Nobody did anything about power yet.\n")
+		return
+	}
+	t := newTable("WHEN", "ACTION", "HOST", "BY")
+	for _, act := range all {
+		action := string(act.Action)
+		if act.Force {
+			action += " --force"
+		}
+		t.row([]string{act.At.UTC().Format(clock), action, orDash(string(act.Host)), act.By}, labelled("why", act.Reason))
+	}
+	a.show(t)
 }
 
 // askToConfirm shows what the cluster knows and what will follow, and wants the

@@ -38,7 +38,9 @@ func (a *app) hostTrustBMC() *cobra.Command {
 		Use: "trust-bmc HOST", Short: "Trust a host's BMC again after it was caught lying", Args: cobra.ExactArgs(1),
 		Long: `A BMC that said "off" about a live host, or that answers for two hosts, proves
 nothing any more. When its cause is found and mended, trust it again with this.
-It is for admins.`,
+A host of which a device says another identity than the host itself is not
+fenced: with this you say that the device is its own all the same. It is for
+admins, and recorded.`,
 		Example: "  haven host trust-bmc kvm-03 --reason \"address was that of kvm-04; corrected\"",
 	}
 	f := a.act(cmd, "why, for the record")

@@ -50,7 +50,7 @@ func (a *app) showHosts(hosts []client.Host) {
 		if a.wide {
 			cells = append(cells, watchdogCell(h.Watchdog), string(h.Role), h.Zone, h.Address)
 		}
-		t.row(cells, a.hostNotes(h)...)
+		t.row(cells, append(a.hostNotes(h), a.deviceNotes(h)...)...)
 	}
 	a.show(t)
 }
@@ -84,11 +84,60 @@ func (a *app) hostNotes(h client.Host) []string {
 		notes = append(notes, a.maintenanceText(*m))
 	}
 	notes = append(notes, labelled("quarantined", h.Quarantine))
+	notes = append(notes, labelled("not fenced, "+haven.HoldIdentity, h.WrongDevice))
 	notes = append(notes, labelled("held", a.hold(h.Hold)), labelled("takes no VMs now", h.Refuses))
 	if h.Incident != "" {
 		notes = append(notes, fmt.Sprintf("incident: 'haven explain %s'", h.Incident))
 	}
 	return notes
+}
+
+// deviceNotes are the latest tests of a host's fence devices: of those that failed,
+// or with --wide of all of them.
+func (a *app) deviceNotes(h client.Host) []string {
+	var notes []string
+	for _, d := range h.Devices {
+		switch {
+		case d.Failed != "":
+			notes = append(notes, "fence device "+deviceText(d))
+		case a.wide:
+			notes = append(notes, "fence device "+deviceText(d)+proofText(d))
+		}
+	}
+	return notes
+}
+
+// deviceText says how the latest test of a fence device ended.
+func deviceText(d client.DeviceWord) string {
+	text := d.Device
+	switch {
+	case d.Failed != "":
+		text += " fails, " + d.Failed + ": " + d.Detail
+	case d.Tested.IsZero():
+		return text + " was not tested yet"
+	default:
+		text += ": power " + string(d.Power)
+	}
+	if !d.Tested.IsZero() {
+		text += fmt.Sprintf(" (%s ago, in %s", age(d.Age), precise(d.Took.Duration()))
+		if d.Via != "" {
+			text += ", through " + string(d.Via)
+		}
+		text += ")"
+	}
+	if d.GUID != "" {
+		text += ", GUID " + d.GUID
+	}
+	return text
+}
+
+// proofText says whether an off of a fence device would be a proof.
+func proofText(d client.DeviceWord) string {
+	text := map[bool]string{true: "; an off would be a proof", false: "; an off would be no proof"}[d.Trusted]
+	if d.Why != "" {
+		text += ": " + d.Why
+	}
+	return text
 }
 
 // hold says why something waits, and since when.
@@ -140,6 +189,12 @@ func (a *app) showHost(h client.Host) {
 	}
 	a.field("Host", fmt.Sprintf("%s at %s, zone %s", h.Role, h.Address, orDash(h.Zone)))
 	a.field("Boot", orDash(string(h.Boot)))
+	if h.UUID != "" {
+		a.field("UUID", h.UUID)
+	}
+	if h.WrongDevice != "" {
+		a.field("Not fenced", h.WrongDevice)
+	}
 	if h.Role != haven.RoleWitness {
 		a.field("VMs", fmt.Sprintf("%d protected", h.VMs))
 		a.field("Memory", fmt.Sprintf("%s free of %s", memory(h.Load.MemoryFreeMiB), memory(h.Load.MemoryMiB)))
@@ -147,6 +202,15 @@ func (a *app) showHost(h client.Host) {
 	if h.Proof != nil {
 		a.printf("\nProved dead\n")
 		a.showProof(*h.Proof)
+	}
+	if len(h.Devices) > 0 {
+		a.printf("\nFence devices\n")
+		for _, d := range h.Devices {
+			a.wrapped("  ", fmt.Sprintf("level %d, %s%s", d.Level, deviceText(d), proofText(d)))
+			if d.Advice != "" {
+				a.wrapped("    ", d.Advice)
+			}
+		}
 	}
 	if len(h.Evidence) > 0 {
 		a.printf("\nEvidence\n")

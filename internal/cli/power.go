@@ -63,27 +63,20 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 		if hosts, err = s.fencedHosts(); err != nil {
 			return err
 		}
+		if len(hosts) == 0 {
+			return errors.New("no host has a fence device")
+		}
 	}
 	var bad []string
 	for _, name := range hosts {
-		host, err := haven.ParseHostID(name)
-		if err != nil {
-			return usageError{err}
-		}
-		doc, err := s.post(client.FencePath(host, action), f.signed(client.Act{Force: force}))
-		if err != nil {
+		good, err := a.askPowerOf(s, f, action, name, force)
+		if err != nil && len(hosts) == 1 {
 			return err
 		}
-		answer, err := decode[client.FenceAnswer](doc)
 		if err != nil {
-			return err
+			a.wrapped("", oneLine(fmt.Sprintf("%s: %v", name, err)))
 		}
-		if a.json() {
-			a.printRaw(doc)
-		} else {
-			a.showPower(answer)
-		}
-		if answer.Status == "failed" || answer.Action == haven.ActionTest && !sound(answer.Devices) {
+		if !good {
 			bad = append(bad, name)
 		}
 	}
@@ -91,6 +84,28 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 		return errors.New(string(action) + " failed: " + strings.Join(bad, ", "))
 	}
 	return nil
+}
+
+// askPowerOf asks for the action of one host, and says whether it went well.
+func (a *app) askPowerOf(s *session, f *actFlags, action haven.FenceAction, name string, force bool) (bool, error) {
+	host, err := haven.ParseHostID(name)
+	if err != nil {
+		return false, usageError{err}
+	}
+	doc, err := s.post(client.FencePath(host, action), f.signed(client.Act{Force: force}))
+	if err != nil {
+		return false, err
+	}
+	answer, err := decode[client.FenceAnswer](doc)
+	if err != nil {
+		return false, err
+	}
+	if a.json() {
+		a.printRaw(doc)
+	} else {
+		a.showPower(answer)
+	}
+	return answer.Status != "failed" && (answer.Action != haven.ActionTest || sound(answer.Devices)), nil
 }
 
 // sound says whether each device answered, and would prove a host off.
@@ -115,13 +130,16 @@ func (a *app) showPower(answer client.FenceAnswer) {
 		} else {
 			text += "power " + string(d.Power)
 		}
+		if d.Took > 0 {
+			text += fmt.Sprintf(" (in %s)", precise(d.Took.Duration()))
+		}
 		if answer.Action == haven.ActionTest {
-			text += map[bool]string{true: "; an off would be a proof", false: "; an off would be no proof"}[d.Trusted]
-			if d.Why != "" {
-				text += ": " + d.Why
-			}
+			text += proofText(d)
 		}
 		a.wrapped("", oneLine(text))
+		if answer.Action == haven.ActionTest && d.Advice != "" {
+			a.wrapped("  ", oneLine(d.Advice))
+		}
 	}
 }
 
@@ -153,7 +171,7 @@ func powerVerbs() []powerVerb {
 		},
 		{
 			action: haven.ActionTest, all: true, short: "Find out whether a host's fence devices would do", mark: "  haven fence test kvm-03\n  haven fence test --all",
-			long: "Read each of a host's fence devices, tell a wrong password from a device that\nis out of reach or busy, and say whether its \"off\" would be a proof. Nothing is\nsent but questions. It fails when a device would not do.",
+			long: "Read each of a host's fence devices, tell a wrong password from an account that\nmay not switch power, a device that is out of reach or busy, and one that seems\nto be another host's, and say whether its \"off\" would be a proof. Nothing is\nsent but questions. It fails when a device would not do.",
 		},
 		{
 			action: haven.ActionOff, reason: true, force: true, short: "Power a host off at once", mark: "  haven fence off kvm-03 --reason \"it burns\"\n  haven fence off kvm-03 --force --by maria --reason \"it must not run on\"",

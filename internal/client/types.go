@@ -40,6 +40,8 @@ type Identity struct {
 	Role        haven.Role        `json:"role"`
 	Address     string            `json:"address"`
 	ServerID    string            `json:"server_id"` // of its Raft server
+	// UUID is the system's own, as its firmware tells it; empty when it cannot be read.
+	UUID string `json:"uuid,omitempty"`
 }
 
 // Report is what an agent tells the master several times a second.
@@ -211,7 +213,7 @@ type PowerRequest struct {
 type PowerAnswer struct {
 	State  haven.PowerState `json:"state,omitempty"`
 	GUID   string           `json:"guid,omitempty"`
-	Failed string           `json:"failed,omitempty"` // auth, unreachable, busy, unsupported, rejected, not-permitted or other
+	Failed string           `json:"failed,omitempty"` // auth, privilege, unreachable, busy, unsupported, rejected, not-permitted or other
 	Detail string           `json:"detail,omitempty"`
 }
 
@@ -349,6 +351,14 @@ type HostWatchdog struct {
 	Why   string `json:"why,omitempty"`
 	// Left is how long it takes at least until it is proved, while it is waiting.
 	Left Millis `json:"left_ms,omitempty"`
+	// UUID is the system's own, as its firmware tells it; empty when it is not known.
+	UUID string `json:"uuid,omitempty"`
+	// Fenced says that it was fenced and waits for an operator's release.
+	Fenced *Fenced `json:"fenced,omitempty"`
+	// WrongDevice says why it is not fenced: a device seems to be another host's.
+	WrongDevice string `json:"wrong_device,omitempty"`
+	// Devices are its fence devices with their latest tests.
+	Devices []DeviceWord `json:"devices,omitempty"`
 }
 
 // VM is one VM as the ledger has it.

@@ -128,6 +128,7 @@ type Detection struct {
 // Fencing holds the cluster-wide fence settings.
 type Fencing struct {
 	Action        haven.FenceAction
+	Release       Release
 	Limit         Limit
 	Levels        [][]string // names of devices; all of one level must succeed
 	CheckInterval time.Duration
@@ -135,6 +136,16 @@ type Fencing struct {
 	Devices       map[string]Device // the defaults that hosts build upon
 	Watchdog      Watchdog          // of each host that has none of its own
 }
+
+// Release says what must come before a host that was fenced is given VMs again,
+// beside its return: nothing, or an operator's word.
+type Release string
+
+// The ways of a release.
+const (
+	ReleaseAuto   Release = "auto"
+	ReleaseManual Release = "manual"
+)
 
 // Limit caps power-downs in the whole cluster, and those of one host.
 type Limit struct {
@@ -231,7 +242,9 @@ type Host struct {
 // HostFencing says how one host is fenced.
 type HostFencing struct {
 	Action  haven.FenceAction // none for a witness
-	Levels  [][]string        // none for a witness
+	Release Release
+	Limit   HostLimit
+	Levels  [][]string // none for a witness
 	Devices map[string]Device
 	// Watchdog is the host's own; none for a witness.
 	Watchdog Watchdog

@@ -148,6 +148,7 @@ func (d *Detection) keys() []field {
 func (f *Fencing) keys(actions []haven.FenceAction) []field {
 	return []field{
 		actionKey(&f.Action, actions, "What is done to a failed host. none: only report. off: power off and verify. reboot: power off and verify, have its VMs started elsewhere, then power on; a host that is found off stays off. blink: make its identify light blink; as with none, its VMs wait for another proof."),
+		releaseKey(&f.Release, "What must come before a host that was fenced is given VMs again. auto: it has booted, reported, and said what it has. manual: also an operator's word, 'haven fence release'."),
 		section("limit", "Cap on power-downs in the whole cluster. At the cap no more hosts are powered down, and an alarm is raised.", []field{
 			integer("count", &f.Limit.Count, 1, 100, "Number of power-downs allowed within the window."),
 			duration("window", &f.Limit.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
@@ -169,6 +170,10 @@ func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) 
 		[]haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink},
 		func(a haven.FenceAction) bool { return slices.Contains(actions, a) })
 	return word("action", dst, actions, later, doc)
+}
+
+func releaseKey(dst *Release, doc string) field {
+	return word("release", dst, []Release{ReleaseAuto, ReleaseManual}, nil, doc)
 }
 
 func (v *Device) keys() []field {
@@ -253,7 +258,10 @@ func checkHostName(s string) error {
 func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func()) {
 	h := Host{
 		ID: haven.HostID(n), Role: haven.RoleHypervisor,
-		Fencing:  HostFencing{Action: c.Fencing.Action, Levels: c.Fencing.Levels, Devices: maps.Clone(c.Fencing.Devices), Watchdog: c.Fencing.Watchdog},
+		Fencing: HostFencing{
+			Action: c.Fencing.Action, Release: c.Fencing.Release, Limit: c.Fencing.Limit.PerHost, Levels: c.Fencing.Levels,
+			Devices: maps.Clone(c.Fencing.Devices), Watchdog: c.Fencing.Watchdog,
+		},
 		Response: HostResponse{Isolation: c.Response.Isolation.Action, StorageLost: c.Response.StorageLost.Action},
 	}
 	fields := []field{
@@ -262,6 +270,11 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 		word("role", &h.Role, []haven.Role{haven.RoleHypervisor, haven.RoleWitness}, nil, "hypervisor: runs VMs. witness: votes and observes only, and is never fenced."),
 		section("fencing", "What differs for this host; the cluster's fencing section stands for the rest.", []field{
 			actionKey(&h.Fencing.Action, actions, "As fencing.action."),
+			releaseKey(&h.Fencing.Release, "As fencing.release."),
+			section("limit", "As fencing.limit.per_host: the cap on power-downs of this host. It never allows more than the cluster's.", []field{
+				integer("count", &h.Fencing.Limit.Count, 0, 100, "Number of power-downs of this host allowed within the window; 0 is no limit of its own."),
+				duration("window", &h.Fencing.Limit.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
+			}),
 			levels("levels", &h.Fencing.Levels, "As fencing.levels."),
 			section("watchdog", "What differs for this host's watchdog; fencing.watchdog stands for the rest.", h.Fencing.Watchdog.keys()),
 			deviceTable(h.Fencing.Devices, c.Fencing.Devices, "The host's devices. Keys that are not given come from the cluster's device of the same name."),
@@ -270,7 +283,7 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 	}
 	return fields, func() {
 		if h.Role == haven.RoleWitness {
-			h.Fencing = HostFencing{Action: haven.ActionNone}
+			h.Fencing = HostFencing{Action: haven.ActionNone, Release: ReleaseAuto}
 			h.Response = HostResponse{Isolation: IsolationLeave, StorageLost: StorageLostReport}
 		}
 		c.Hosts[h.ID] = h

@@ -37,6 +37,7 @@ func Default(p Profile) *Config {
 		},
 		Fencing: Fencing{
 			Action:        haven.ActionOff,
+			Release:       ReleaseAuto,
 			Limit:         Limit{Count: 3, Window: time.Hour, PerHost: HostLimit{Window: time.Hour}},
 			CheckInterval: time.Minute,
 			VerifyTimeout: time.Minute,

@@ -10,9 +10,17 @@ import (
 // MaxActs bounds the record of what operators did about power.
 const MaxActs = 256
 
-// ActCapReset is the act of an operator who lets the power-downs so far count no
-// more.
-const ActCapReset haven.FenceAction = "cap-reset"
+// Acts that are no power commands.
+const (
+	// ActCapReset lets the power-downs so far count no more.
+	ActCapReset haven.FenceAction = "cap-reset"
+	// ActConfirm is an operator's word that a host is off.
+	ActConfirm haven.FenceAction = "confirm"
+	// ActRelease lets a host that was fenced be given VMs again.
+	ActRelease haven.FenceAction = "release"
+	// ActTrust clears the distrust of a host's fence devices.
+	ActTrust haven.FenceAction = "trust-bmc"
+)
 
 // Act is what an operator did about the power of a host, or about the limit.
 type Act struct {
@@ -45,12 +53,24 @@ func (c RecordAct) apply(s *State, _ Position) error {
 	if c.By == "" || c.At.IsZero() {
 		return reject("an act without a name or a time")
 	}
-	if slices.ContainsFunc(s.Acts, func(o Act) bool { return o.At.Equal(c.At) && o.By == c.By && o.Action == c.Action && o.Host == c.Host }) {
+	if s.acted(c.Act) {
 		return nil // a command may be in the log twice
 	}
-	s.Acts = keepLast(append(s.Acts, c.Act), MaxActs)
+	s.act(c.Act)
 	if c.Action == ActCapReset {
 		s.Fences = nil
 	}
 	return nil
+}
+
+// acted says whether an act is in the record.
+func (s *State) acted(a Act) bool {
+	return slices.ContainsFunc(s.Acts, func(o Act) bool { return o.At.Equal(a.At) && o.By == a.By && o.Action == a.Action && o.Host == a.Host })
+}
+
+// act puts an act into the record, once.
+func (s *State) act(a Act) {
+	if !s.acted(a) {
+		s.Acts = keepLast(append(s.Acts, a), MaxActs)
+	}
 }

@@ -92,6 +92,9 @@ func (c RegisterHost) apply(s *State, _ Position) error {
 	h.unwatch(c)
 	h.Role, h.Address, h.Boot, h.State, h.Incarnation = c.Role, c.Address, c.Boot, c.State, c.Incarnation
 	h.Generation, h.RegisteredAt, h.Released = s.Generation, c.At, ""
+	if c.UUID != "" {
+		h.UUID = c.UUID
+	}
 	s.giveSlot(h)
 	for _, vm := range s.VMs {
 		if vm.Owner == c.Host && vm.Phase == PhaseOwned && vm.Desired == DesiredStopped {
@@ -117,6 +120,9 @@ func (s *State) endBoot(h *Host, c RegisterHost) {
 		return
 	}
 	in.Proof = &proof
+	if len(in.Attempts) > 0 {
+		h.fenced(in, proof) // that it was not read off makes it no better
+	}
 	in.VMs = freed
 	s.setHold(in, haven.Hold{}, Entry{At: c.At, By: h.ID})
 	in.Step = haven.StepProved
@@ -175,7 +181,10 @@ func (c LearnPower) apply(s *State, _ Position) error {
 			return nil
 		case h.Power.Cleared + 1:
 			// The board may have been replaced: what it is gets learnt anew.
-			h.Power = PowerTrust{GUID: c.GUID, Cleared: c.Clears}
+			h.Power = h.Power.accept(c.GUID)
+			if !c.At.IsZero() {
+				s.act(Act{Action: ActTrust, Host: c.Host, By: c.By, Reason: c.Reason, At: c.At})
+			}
 			return nil
 		}
 		return reject("the BMC of %s was cleared %d times, this would be the %dth", c.Host, h.Power.Cleared, c.Clears)
@@ -390,6 +399,8 @@ func (s *State) orderFits(vm *VM, o haven.Order, at Position) error {
 		return reject("host %s of VM %s was powered off in maintenance", vm.Freed.Host, vm.ID)
 	case h.Maintenance != nil:
 		return reject("target %s is in maintenance by %s", o.Target, h.Maintenance.By)
+	case h.Fenced != nil:
+		return reject("target %s was fenced in incident %s, and no operator has released it", o.Target, h.Fenced.Incident)
 	case len(awaited) > 0:
 		return reject("host %s has not reported in generation %d", awaited[0], s.Generation)
 	case vm.Phase != PhaseFreed || vm.Freed == nil || vm.Desired != DesiredRunning:

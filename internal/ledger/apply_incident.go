@@ -154,6 +154,7 @@ func (c BeginFence) apply(s *State, at Position) error {
 	s.setHold(in, haven.Hold{}, Entry{At: c.Attempt.BegunAt, Term: c.Attempt.Term, By: c.Attempt.By})
 	in.Step = haven.StepFencing
 	in.Attempts = keepLast(append(in.Attempts, c.Attempt), MaxFenceAttempts)
+	in.Manual = in.Manual || c.Manual
 	s.Fences = slices.DeleteFunc(s.Fences, func(f Fence) bool { return f.Incident == in.ID })
 	s.Fences = keepLast(append(s.Fences, Fence{Incident: in.ID, Host: in.Host, N: n, At: c.Attempt.BegunAt}), MaxFences)
 	s.note(in, Entry{At: c.Attempt.BegunAt, Term: c.Attempt.Term, By: c.Attempt.By, What: "power-off decided"})
@@ -204,6 +205,11 @@ func (c ProveDead) apply(s *State, _ Position) error {
 	}
 	h.Proof, in.Proof = &p, &p
 	h.keep(in, p)
+	in.Manual = in.Manual || c.Manual
+	h.fenced(in, p)
+	if p.Kind == haven.ProofOperator {
+		s.act(Act{Action: ActConfirm, Host: h.ID, By: p.By, Reason: p.Detail, At: p.At})
+	}
 	s.setHold(in, haven.Hold{}, c.Entry)
 	in.Step = haven.StepProved
 	in.VMs = s.freeOwned(h.ID, p.Boot, Freed{By: FreedByProof, Host: h.ID, Boot: p.Boot, At: p.At, Detail: string(p.Kind)}, in.ID)

@@ -50,6 +50,8 @@ func everyCommand() []Command {
 		RecordAct{Act{Action: haven.ActionOff, Host: "a", By: "op", Reason: "why", Force: true, At: stamp}},
 		BeginOn{ID: "i1", On: PowerOn{Term: haven.Term{Generation: 1, Term: 7}, By: "b", BegunAt: stamp, EndedAt: stamp, Failed: true, Detail: "why"}},
 		EndOn{ID: "i1", Failed: true, Detail: "why", At: stamp},
+		DoubtDevices{Host: "a", Doubts: []DeviceDoubt{{Device: "d", GUID: "g", Why: "why"}}},
+		ReleaseFenced{Host: "a", Incident: "i1", By: "op", Reason: "why", At: stamp},
 		CloseIncident{ID: "i1", Outcome: "done", Entry: full},
 	}
 }

@@ -50,7 +50,9 @@ type RegisterHost struct {
 	Boot        haven.BootID      `json:"boot"`
 	State       haven.StateID     `json:"state"`
 	Incarnation haven.Incarnation `json:"incarnation"`
-	At          time.Time         `json:"at"`
+	// UUID is the system's own, or empty when it is not known.
+	UUID string    `json:"uuid,omitempty"`
+	At   time.Time `json:"at"`
 }
 
 // ReleaseHost says, by an operator's name, that a host need not be waited for
@@ -68,8 +70,10 @@ type LearnPower struct {
 	Distrust string       `json:"distrust,omitempty"`
 	// By is the operator who clears the distrust, and Clears the how-many-eth
 	// time that is for this host.
-	By     string `json:"by,omitempty"`
-	Clears uint64 `json:"clears,omitempty"`
+	By     string    `json:"by,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+	Clears uint64    `json:"clears,omitempty"`
 }
 
 // SetArmed switches recovery on or off.
@@ -182,6 +186,8 @@ type NoteIncident struct {
 type BeginFence struct {
 	ID      haven.IncidentID `json:"id"`
 	Attempt FenceAttempt     `json:"attempt"`
+	// Manual says that the host, once fenced, waits for an operator's release.
+	Manual bool `json:"manual,omitempty"`
 }
 
 // EndFence records that a fence attempt is over.
@@ -198,6 +204,8 @@ type ProveDead struct {
 	ID    haven.IncidentID `json:"id"`
 	Proof haven.Proof      `json:"proof"`
 	Entry Entry            `json:"entry"`
+	// Manual says that the host waits for an operator's release.
+	Manual bool `json:"manual,omitempty"`
 }
 
 // CloseIncident ends an incident.
@@ -316,6 +324,10 @@ func decodeOne(e envelope) (Command, error) {
 		return body[EndFence](e)
 	case "record-act":
 		return body[RecordAct](e)
+	case "release-fenced":
+		return body[ReleaseFenced](e)
+	case "doubt-devices":
+		return body[DoubtDevices](e)
 	case "begin-on":
 		return body[BeginOn](e)
 	case "end-on":

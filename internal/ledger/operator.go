@@ -147,6 +147,9 @@ func (c SetMaintenance) apply(s *State, _ Position) error {
 	case c.By == "":
 		return reject("no operator is named")
 	case c.LetGo:
+		if h.Maintenance != nil && h.Maintenance.Keeps != "" {
+			s.act(Act{Action: ActConfirm, Host: c.Host, By: c.By, Reason: c.Reason, At: c.At})
+		}
 		h.letGo()
 	case !c.On:
 		h.Maintenance = nil

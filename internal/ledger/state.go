@@ -89,6 +89,11 @@ type Host struct {
 	// WatchdogAsked the number of the report of this incarnation that asked for it.
 	Watchdog      haven.Watchdog `json:"watchdog,omitzero"`
 	WatchdogAsked uint64         `json:"watchdog_asked,omitempty"`
+	// Fenced is set while a host that was fenced waits for an operator's release.
+	Fenced *Fenced `json:"fenced,omitempty"`
+	// UUID is the system's own, as its agent reads it from the firmware; empty when
+	// it cannot.
+	UUID string `json:"uuid,omitempty"`
 }
 
 // ProvedDead says whether the boot that the ledger knows of is proved over.
@@ -104,6 +109,12 @@ type PowerTrust struct {
 	// Cleared counts how often an operator cleared a distrust. Every agent that
 	// holds one of its own drops it when the count grows.
 	Cleared uint64 `json:"cleared,omitempty"`
+	// Doubts are devices that seem to be another host's. While there is one, the
+	// host is not fenced.
+	Doubts []DeviceDoubt `json:"doubts,omitempty"`
+	// Accepted are GUIDs that an operator took for this host's, whatever they are
+	// compared with.
+	Accepted []string `json:"accepted,omitempty"`
 }
 
 // Desired is what a VM's user wants of it.
@@ -220,6 +231,8 @@ type Incident struct {
 	Proof       *haven.Proof `json:"proof,omitempty"`
 	// Attempts are the latest power commands that were decided for this incident.
 	Attempts []FenceAttempt `json:"attempts,omitempty"`
+	// Manual says that the host, once it is fenced, waits for an operator's release.
+	Manual bool `json:"manual,omitempty"`
 	// On is the power-on after the proof, with action reboot.
 	On  *PowerOn     `json:"on,omitempty"`
 	VMs []haven.VMID `json:"vms,omitempty"` // that the proof freed

@@ -53,6 +53,8 @@ type now struct {
 	on       map[haven.IncidentID]bool        // a power-on was decided
 	dogs     map[haven.HostID]DeclareWatchdog // the latest, of the present boot
 	lives    map[haven.HostID]RegisterHost
+	manual   map[haven.IncidentID]bool // ends with an operator's release
+	waits    map[haven.HostID]bool     // for that
 }
 
 func recount(history []happened) *now {
@@ -64,6 +66,7 @@ func recount(history []happened) *now {
 		closed: map[haven.IncidentID]bool{}, cause: map[haven.VMID]haven.IncidentID{}, care: map[haven.HostID]bool{},
 		tried: map[haven.IncidentID]bool{}, on: map[haven.IncidentID]bool{},
 		dogs: map[haven.HostID]DeclareWatchdog{}, lives: map[haven.HostID]RegisterHost{},
+		manual: map[haven.IncidentID]bool{}, waits: map[haven.HostID]bool{},
 	}
 	for _, h := range history {
 		n.take(h.c)
@@ -72,6 +75,7 @@ func recount(history []happened) *now {
 }
 
 func (n *now) take(c Command) {
+	n.takeRelease(c)
 	n.takeBrakes(c)
 	switch c := c.(type) {
 	case Found:
@@ -141,6 +145,29 @@ func (n *now) take(c Command) {
 			delete(n.out, c.Report.VM)
 			delete(n.may[c.Report.VM], place{c.Host, c.Report.Boot})
 		}
+	}
+}
+
+// takeRelease follows who waits for an operator's release: whoever was powered
+// down, or proved dead, while the configuration wanted that.
+func (n *now) takeRelease(c Command) {
+	switch c := c.(type) {
+	case OpenIncident:
+		n.manual[c.ID] = false
+	case BeginFence:
+		n.manual[c.ID] = n.manual[c.ID] || c.Manual
+	case ProveDead:
+		n.manual[c.ID] = n.manual[c.ID] || c.Manual
+		if n.manual[c.ID] {
+			n.waits[c.Proof.Host] = true
+		}
+	case RegisterHost:
+		old := place{c.Host, n.boot[c.Host]}
+		if why := n.trouble(old); old.boot != c.Boot && !n.proof[why] && n.tried[why] && n.manual[why] {
+			n.waits[c.Host] = true
+		}
+	case ReleaseFenced:
+		delete(n.waits, c.Host)
 	}
 }
 
@@ -281,6 +308,9 @@ func (n *now) checkOrder(c CommitOrder) error {
 	if n.care[o.Target] {
 		return fmt.Errorf("order %s for a host in maintenance", o.ID)
 	}
+	if n.waits[o.Target] {
+		return fmt.Errorf("order %s for a host that was fenced and not released", o.ID)
+	}
 	if places := n.may[o.VM]; len(places) > 0 {
 		return fmt.Errorf("order %s while %v may run the VM", o.ID, places)
 	}
@@ -334,6 +364,9 @@ func (n *now) agree(s *State) error {
 	for id, h := range s.Hosts {
 		if !h.Watchdog.Equal(n.dogs[id].Watchdog) {
 			return fmt.Errorf("host %s in boot %s has watchdog %+v, it declared %+v", id, h.Boot, h.Watchdog, n.dogs[id].Watchdog)
+		}
+		if (h.Fenced != nil) != n.waits[id] {
+			return fmt.Errorf("host %s waits for a release: %v, want %v", id, h.Fenced, n.waits[id])
 		}
 		if in := s.Incidents[h.Incident]; h.Incident != "" && (!in.Open() || in.Host != id || in.Boot != h.Boot) {
 			return fmt.Errorf("host %s in boot %s has incident %+v", id, h.Boot, in)
@@ -408,7 +441,7 @@ func (w *outside) next() Command {
 	if w.chance(70, "fresh view") {
 		w.seen = copyOf(w.s)
 	}
-	draw := []func() Command{w.register, w.register, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.trouble, w.trouble, w.trouble, w.trouble, w.trouble, w.rare, w.watchdog}
+	draw := []func() Command{w.register, w.register, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.vm, w.trouble, w.trouble, w.trouble, w.trouble, w.trouble, w.rare, w.watchdog, w.release}
 	c := pick(w, draw, "kind")()
 	w.said = append(w.said, c)
 	return c
@@ -526,15 +559,15 @@ func (w *outside) trouble() Command {
 	case needsProof(in.Step) && w.chance(60, "closed"):
 		return CloseIncident{ID: in.ID, Entry: entry}
 	case in.Step == haven.StepConfirmed && w.chance(50, "fenced"):
-		return BeginFence{ID: in.ID, Attempt: FenceAttempt{N: in.NextAttempt(), Action: haven.ActionOff, Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
+		return BeginFence{ID: in.ID, Attempt: FenceAttempt{N: in.NextAttempt(), Action: haven.ActionOff, Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}, Manual: w.chance(50, "manual")}
 	case in.Step == haven.StepSuspected && w.chance(60, "confirmed"):
 		return NoteIncident{ID: in.ID, Step: haven.StepConfirmed, Entry: entry}
 	}
 	switch rapid.IntRange(0, 9).Draw(w.t, "step") {
 	case 0, 1, 2:
-		return ProveDead{ID: in.ID, Entry: entry, Proof: haven.Proof{Kind: w.proofKind(), Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
+		return ProveDead{ID: in.ID, Entry: entry, Manual: w.chance(30, "manual"), Proof: haven.Proof{Kind: w.proofKind(), Host: in.Host, Boot: in.Boot, By: "m", At: entry.At}}
 	case 3, 4:
-		return BeginFence{ID: in.ID, Attempt: FenceAttempt{N: in.NextAttempt(), Action: haven.ActionOff, Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}}
+		return BeginFence{ID: in.ID, Attempt: FenceAttempt{N: in.NextAttempt(), Action: haven.ActionOff, Term: haven.Term{Generation: w.seen.Generation, Term: w.term}, By: "m", BegunAt: w.now()}, Manual: w.chance(50, "manual")}
 	case 5:
 		return EndFence{ID: in.ID, N: in.NextAttempt() - 1, At: w.now()}
 	case 6:
@@ -552,12 +585,36 @@ func (w *outside) cycle(n int) Command {
 	return []Command{
 		OpenIncident{ID: id, Host: "b", Boot: w.boot["b"], Verdict: haven.VerdictFailed, Entry: entry},
 		NoteIncident{ID: id, Step: haven.StepConfirmed, Entry: entry},
-		BeginFence{ID: id, Attempt: FenceAttempt{N: 1, Action: haven.ActionOff, Term: term, By: "m", BegunAt: w.now()}},
+		BeginFence{ID: id, Attempt: FenceAttempt{N: 1, Action: haven.ActionOff, Term: term, By: "m", BegunAt: w.now()}, Manual: w.chance(50, "manual")},
 		ProveDead{ID: id, Entry: entry, Proof: haven.Proof{Kind: w.proofKind(), Host: "b", Boot: w.boot["b"], By: "m", At: entry.At}},
 		EndFence{ID: id, N: 1, Proved: true, At: w.now()},
 		BeginOn{ID: id, On: PowerOn{Term: term, By: "m", BegunAt: w.now()}},
 		EndOn{ID: id, Failed: w.chance(30, "failed"), At: w.now()},
 	}[n]
+}
+
+// release is an operator's word about a host that was fenced, or something rare.
+func (w *outside) release() Command {
+	for _, id := range w.hosts {
+		if h := w.seen.Hosts[id]; h != nil && h.Fenced != nil && w.chance(50, "released") {
+			return ReleaseFenced{Host: id, Incident: h.Fenced.Incident, By: "op", At: w.now()}
+		}
+	}
+	h := pick(w, w.hosts, "host")
+	if w.chance(50, "device") {
+		c := DoubtDevices{Host: h}
+		if known := w.seen.Hosts[h]; known != nil {
+			c.Cleared = known.Power.Cleared
+		}
+		if w.chance(60, "doubted") {
+			c.Doubts = []DeviceDoubt{{Device: "bmc", GUID: "g", Why: "its GUID is that of another host"}}
+		}
+		return c
+	}
+	if known := w.seen.Hosts[h]; known != nil && w.chance(50, "cleared") {
+		return LearnPower{Host: h, By: "op", Clears: known.Power.Cleared + 1, At: w.now()}
+	}
+	return w.rare()
 }
 
 func (w *outside) rare() Command {

@@ -76,6 +76,9 @@ func catalogue() []Kind {
 		{"fencing", ClassFence, Critical, false, lookIncident},
 		{"fence-blocked", ClassFence, Critical, true, confirmOff},
 
+		{"awaits-release", ClassFence, Warning, true, "Look at {host}, then: haven fence release {host}"},
+		{"fence-device-mismatch", ClassFence, Critical, true, "{host} is not fenced while this lasts. Look at the device's address; haven fence blink {host} shows whose light it is. If the device is its own: haven host trust-bmc {host}"},
+
 		{"power-on", ClassFence, Info, false, ""},
 		{"power-on-over", ClassFence, Info, false, ""},
 		{"power-on-withheld", ClassFence, Info, true, lookIncident},

@@ -143,6 +143,27 @@ func (m *Metrics) GaugeFunc(name, help string, read func() float64) {
 	m.register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: fullName(name, help, nil), Help: help}, read))
 }
 
+// GaugesFunc makes a gauge with labels that is read when it is scraped: the
+// function emits each series. It must not block.
+func (m *Metrics) GaugesFunc(name, help string, labels []string, read func(emit func(v float64, labelValues ...string))) {
+	m.register(gauges{prometheus.NewDesc(fullName(name, help, labels), help, labels, nil), read})
+}
+
+type gauges struct {
+	desc *prometheus.Desc
+	read func(emit func(v float64, labelValues ...string))
+}
+
+func (g gauges) Describe(to chan<- *prometheus.Desc) { to <- g.desc }
+
+func (g gauges) Collect(to chan<- prometheus.Metric) {
+	g.read(func(v float64, labelValues ...string) {
+		if s, err := prometheus.NewConstMetric(g.desc, prometheus.GaugeValue, v, valid(labelValues)...); err == nil {
+			to <- s
+		}
+	})
+}
+
 // CounterFunc makes a counter that is read when it is scraped. The function
 // must not block, and its value must never fall.
 func (m *Metrics) CounterFunc(name, help string, read func() float64) {

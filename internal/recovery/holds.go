@@ -17,12 +17,13 @@ const (
 	HeldCluster  = "cluster"
 	HeldIncident = "incident"
 	HeldVM       = "vm"
+	HeldHost     = "host" // that was fenced: it is given no VMs
 )
 
 // Held is one hold, of whatever.
 type Held struct {
-	Of   string // HeldCluster, HeldIncident or HeldVM
-	ID   string // of the incident or VM
+	Of   string // HeldCluster, HeldIncident, HeldVM or HeldHost
+	ID   string // of the incident, VM or host
 	Host haven.HostID
 	Name string // of the VM
 	Hold haven.Hold
@@ -46,12 +47,42 @@ func Holds(s *ledger.State, brakes []haven.Hold) []Held {
 			all = append(all, Held{Of: HeldIncident, ID: string(in.ID), Host: in.Host, Hold: in.Hold})
 		}
 	}
+	for _, id := range s.HostIDs() {
+		for _, hold := range []haven.Hold{AwaitsRelease(s.Hosts[id]), wrongDevice(s.Hosts[id])} {
+			if hold.Reason != "" {
+				all = append(all, Held{Of: HeldHost, ID: string(id), Host: id, Hold: hold})
+			}
+		}
+	}
 	for _, id := range s.VMIDs() {
 		if vm := s.VMs[id]; vm.Hold.Reason != "" {
 			all = append(all, Held{Of: HeldVM, ID: string(id), Host: vm.Owner, Name: vm.Name, Hold: vm.Hold})
 		}
 	}
 	return all
+}
+
+// AwaitsRelease is the hold of a host that was fenced and not released. While it
+// is away there is nothing to be released.
+func AwaitsRelease(h *ledger.Host) haven.Hold {
+	if h.Fenced == nil || h.ProvedDead() {
+		return haven.Hold{}
+	}
+	return haven.Hold{
+		Reason: haven.HoldRelease, Since: h.RegisteredAt,
+		Detail: fmt.Sprintf("it is back after it was fenced in incident %s (%s); it is given no VMs until 'haven fence release %s'", h.Fenced.Incident, h.Fenced.Proof, h.ID),
+	}
+}
+
+// wrongDevice is the hold of a host of which a fence device seems to be another
+// host's: nothing is powered off on a guess (P2).
+func wrongDevice(h *ledger.Host) haven.Hold {
+	why := h.Power.Blocked()
+	if why == "" {
+		return haven.Hold{}
+	}
+	return haven.Hold{Reason: haven.HoldIdentity, Detail: fmt.Sprintf(
+		"%s; nothing is powered off on a guess: 'haven host trust-bmc %s' when the device is its own, 'haven fence confirm %s' when the host is off", why, h.ID, h.ID)}
 }
 
 // disarmed is the hold that an operator's disarm makes.
@@ -137,6 +168,10 @@ func Releases(reason string) string {
 		return "word from every host named, or 'haven host release'"
 	case haven.HoldFlapping:
 		return "the host's calm"
+	case haven.HoldIdentity:
+		return "a device that says who it is and fits, or 'haven host trust-bmc'; 'haven fence confirm' when the host is off"
+	case haven.HoldRelease:
+		return "'haven fence release'"
 	case haven.HoldStoppedRunning:
 		return "the owner's word that the VM is gone, or the proof that the owner is dead"
 	}
@@ -170,9 +205,7 @@ func (m *Machine) watchHolds(s *ledger.State) {
 			}
 			memo = &heldFor{since: since}
 			m.held[key] = memo
-			if h.Of == HeldCluster {
-				m.notice(Notice{Kind: "brake-holds", Alarm: h.Hold.Reason != haven.HoldGrace, About: begun(h.Hold.Reason, memo.since), Text: h.Hold.Reason + ": " + h.Hold.Detail})
-			}
+			m.holdBegins(h, memo.since)
 		}
 		memo.held = h
 	}
@@ -183,6 +216,18 @@ func (m *Machine) watchHolds(s *ledger.State) {
 		}
 	}
 	m.alarmHolds()
+}
+
+// holdBegins tells of a hold that has no time line.
+func (m *Machine) holdBegins(h Held, since time.Time) {
+	switch {
+	case h.Of == HeldHost && h.Hold.Reason == haven.HoldIdentity:
+		m.notice(Notice{Kind: "fence-device-mismatch", Alarm: true, Host: h.Host, About: begun("", since), Text: h.Hold.Detail})
+	case h.Of == HeldHost:
+		m.notice(Notice{Kind: "awaits-release", Alarm: true, Host: h.Host, About: begun("", since), Text: h.Hold.Detail})
+	case h.Of == HeldCluster:
+		m.notice(Notice{Kind: "brake-holds", Alarm: h.Hold.Reason != haven.HoldGrace, About: begun(h.Hold.Reason, since), Text: h.Hold.Reason + ": " + h.Hold.Detail})
+	}
 }
 
 func compareKeys(a, b holdKey) int {

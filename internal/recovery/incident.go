@@ -187,7 +187,7 @@ func (m *Machine) prove(h *ledger.Host, in *ledger.Incident, view HostView) {
 			Kind: haven.ProofPowerOff, Host: h.ID, Boot: h.Boot, By: string(m.in.Self), At: m.now,
 			Detail: view.Explanation, Evidence: view.Evidence,
 		},
-		Entry: m.entry(view.Evidence, "proved dead: %s", view.Explanation),
+		Entry: m.entry(view.Evidence, "proved dead: %s", view.Explanation), Manual: m.cfg.ManualRelease[h.ID],
 	})
 	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: h.ID, Incident: in.ID, Text: view.Explanation})
 	m.wake(time.Millisecond)
@@ -270,7 +270,7 @@ func (m *Machine) fence(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	}
 	m.propose(ledger.BeginFence{ID: in.ID, Attempt: ledger.FenceAttempt{
 		N: in.NextAttempt(), Action: haven.ActionOff, Term: m.in.Term, By: m.in.Self, BegunAt: m.now,
-	}})
+	}, Manual: m.cfg.ManualRelease[h.ID]})
 	m.notice(Notice{Kind: "fencing", Alarm: true, Host: h.ID, Incident: in.ID, About: fmt.Sprint(in.NextAttempt()), Text: "power-off decided: " + view.Explanation})
 	m.wake(time.Millisecond)
 }
@@ -304,6 +304,9 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 	default:
 		return haven.Hold{Reason: haven.HoldActionNone, Detail: fmt.Sprintf("fencing.action is none for this host; %s", orConfirm(h.ID, view))}
 	}
+	if hold := wrongDevice(h); hold.Reason != "" {
+		return hold
+	}
 	if !m.cfg.Devices[h.ID] {
 		return haven.Hold{Reason: haven.HoldNoDevice, Detail: fmt.Sprintf("no fence device is configured; %s", orConfirm(h.ID, view))}
 	}
@@ -314,8 +317,8 @@ func (m *Machine) brake(s *ledger.State, h *ledger.Host, in *ledger.Incident, vi
 // already is not another power-down.
 func (m *Machine) capped(s *ledger.State, in *ledger.Incident, view HostView) haven.Hold {
 	may, whose := m.cfg.Cap.Allow(m.now, m.fences(s, ""), in.ID, in.Host), ""
-	if may.Allowed && m.cfg.HostCap.Count > 0 {
-		may, whose = m.cfg.HostCap.Allow(m.now, m.fences(s, in.Host), in.ID, in.Host), "of this host, "
+	if limit := m.hostCap(in.Host); may.Allowed && limit.Count > 0 {
+		may, whose = limit.Allow(m.now, m.fences(s, in.Host), in.ID, in.Host), "of this host, "
 	}
 	if may.Allowed {
 		return haven.Hold{}
@@ -325,6 +328,14 @@ func (m *Machine) capped(s *ledger.State, in *ledger.Incident, view HostView) ha
 	}
 	return haven.Hold{Reason: haven.HoldCap, Detail: fmt.Sprintf(
 		"%s%s; it goes on by itself when the limit allows; %s", whose, may.Why, orConfirm(in.Host, view))}
+}
+
+// hostCap is the limit on power-downs of one host.
+func (m *Machine) hostCap(host haven.HostID) fencing.Limit {
+	if limit, ok := m.cfg.HostCaps[host]; ok {
+		return limit
+	}
+	return m.cfg.HostCap
 }
 
 // fences is the history of power-downs, of all hosts or of one.
@@ -389,7 +400,9 @@ func (m *Machine) keepProof(s *ledger.State, act Fence, d Done) bool {
 	if in == nil || !in.Open() || in.Proof != nil || !proves(in, d) {
 		return false
 	}
-	m.proofs[in.ID] = ledger.ProveDead{ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail)}
+	m.proofs[in.ID] = ledger.ProveDead{
+		ID: in.ID, Proof: *d.Proof, Entry: m.entry(d.Proof.Evidence, "proved dead: %s", d.Proof.Detail), Manual: m.cfg.ManualRelease[in.Host],
+	}
 	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: in.Host, Incident: in.ID, Text: d.Proof.Detail})
 	return true
 }

@@ -24,9 +24,13 @@ type Config struct {
 	Devices map[haven.HostID]bool              // hosts that have a fence device
 	// Cap is the limit on power-downs in the whole cluster (P6).
 	Cap fencing.Limit
-	// HostCap is the limit on power-downs of one host. A count of 0 is no limit of
-	// its own.
-	HostCap fencing.Limit
+	// HostCap is the limit on power-downs of one host, and HostCaps what differs for
+	// some. A count of 0 is no limit of its own.
+	HostCap  fencing.Limit
+	HostCaps map[haven.HostID]fencing.Limit
+	// ManualRelease are the hosts that, once they were fenced, are given no VMs
+	// until an operator releases them.
+	ManualRelease map[haven.HostID]bool
 	// ReportAfter is how long a trouble that leads to no action must last
 	// before it becomes an incident. It keeps blips out of the ledger.
 	ReportAfter time.Duration

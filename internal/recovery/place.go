@@ -228,6 +228,8 @@ func (m *Machine) refuses(s *ledger.State, h *ledger.Host, view HostView) string
 		return fmt.Sprintf("it is %s", view.Verdict)
 	case h.Maintenance != nil:
 		return "it is in maintenance by " + h.Maintenance.By
+	case h.Fenced != nil:
+		return fmt.Sprintf("it was fenced in incident %s and is not released: haven fence release %s", h.Fenced.Incident, h.ID)
 	case view.Quarantine != "":
 		return "it is quarantined: " + view.Quarantine
 	case view.Leave != haven.LeaveNone:

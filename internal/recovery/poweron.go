@@ -113,10 +113,11 @@ func (m *Machine) staysOff(s *ledger.State, h *ledger.Host, in *ledger.Incident)
 // worn says why a host that is switched on could not be powered off once more: a
 // host that fails again and again stays off at its cap.
 func (m *Machine) worn(s *ledger.State, in *ledger.Incident) string {
-	if m.cfg.HostCap.Count <= 0 {
+	limit := m.hostCap(in.Host)
+	if limit.Count <= 0 {
 		return ""
 	}
-	if may := m.cfg.HostCap.Allow(m.now, m.fences(s, in.Host), "", in.Host); !may.Allowed {
+	if may := limit.Allow(m.now, m.fences(s, in.Host), "", in.Host); !may.Allowed {
 		return "it reached its own limit: " + may.Why
 	}
 	return ""

@@ -182,7 +182,7 @@ func canned(dir, posted string) []api.Route {
 		return json.RawMessage(data), nil
 	}
 	var routes []api.Route
-	for _, path := range []string{"members", "raft", "status", "hosts", "vms", "incidents", "incidents/{id}", "hosts/{host}/decisions"} {
+	for _, path := range []string{"members", "raft", "status", "hosts", "vms", "incidents", "incidents/{id}", "hosts/{host}/decisions", "fence/log"} {
 		routes = append(routes, api.Route{Pattern: "GET /v1/" + path, Need: api.NeedViewer, Serve: answer})
 	}
 	act := func(path string, need api.Need) {

@@ -1,0 +1,189 @@
+package recovery
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/ledger"
+)
+
+// script plays lines of a script, and fails at the first broken promise.
+func (w *world) script(t *testing.T, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if err := w.do(strings.Fields(line)); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if len(w.broken) > 0 {
+			t.Fatalf("%q: %v", line, w.broken)
+		}
+	}
+}
+
+// watched keeps what the world logs.
+func watched() (*world, func(part string) int) {
+	w := newWorld()
+	var lines []string
+	w.log = func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	return w, func(part string) (n int) {
+		for _, l := range lines {
+			if strings.Contains(l, part) {
+				n++
+			}
+		}
+		return n
+	}
+}
+
+func (w *world) ownerOf(name string) string {
+	vm := w.state.VMs[vmID(name)]
+	return fmt.Sprintf("%s %s", vm.Phase, vm.Owner)
+}
+
+// A host that was fenced is the only one with room when it comes back: it gets the
+// VM when it has registered and said that it does not have it, and, where that is
+// configured, not before an operator released it, whoever is master.
+func TestFencedHostWaits(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		t.Run(fmt.Sprintf("manual %v", manual), func(t *testing.T) {
+			w, logged := watched()
+			w.script(t, "cluster a b c", "vm web a")
+			w.cfg.ManualRelease = map[haven.HostID]bool{"a": manual}
+			w.m = New(w.cfg)
+			w.script(t, "run 1s", "memory b 0", "memory c 0", "silent a", "verdict a failed", "run 20s")
+			if got := w.ownerOf("web"); got != "freed a" || !w.state.Hosts["a"].ProvedDead() {
+				t.Fatalf("after the fence: %s", got)
+			}
+			// It has booted, and its agent does not reach the master yet; then it is
+			// registered, and does not say what it has.
+			w.bootHost(w.hosts["a"])
+			w.hosts["a"].mute = true
+			w.script(t, "run 30s")
+			if got := w.ownerOf("web"); got != "freed a" {
+				t.Fatalf("while it is not registered: %s", got)
+			}
+			w.script(t, "heard a")
+			w.hosts["a"].mute = true
+			w.script(t, "run 30s")
+			if got := w.ownerOf("web"); got != "freed a" {
+				t.Fatalf("before its word: %s", got)
+			}
+			w.hosts["a"].mute = false
+			w.script(t, "run 30s")
+			if !manual {
+				if got := w.ownerOf("web"); got != "owned a" {
+					t.Errorf("after its word: %s", got)
+				}
+				return
+			}
+			for range 2 {
+				if got := w.ownerOf("web"); got != "freed a" || logged("alarm awaits-release") == 0 {
+					t.Fatalf("before the release: %s, told %d times", got, logged("alarm awaits-release"))
+				}
+				w.script(t, "master", "run 2m")
+			}
+			if err := w.apply(ledger.ReleaseFenced{Host: "a", Incident: w.state.Hosts["a"].Fenced.Incident, By: "maria", At: w.now}); err != nil {
+				t.Fatal(err)
+			}
+			w.script(t, "run 30s")
+			if got := w.ownerOf("web"); got != "owned a" {
+				t.Errorf("after the release: %s", got)
+			}
+		})
+	}
+}
+
+// P2: a host of which a device seems to be another host's is not powered off, by no
+// master, before that is resolved; nothing of this is silent.
+func TestWrongDeviceIsNotFenced(t *testing.T) {
+	w, logged := watched()
+	w.script(t, "cluster a b c", "vm web a", "run 1s")
+	doubt := ledger.DoubtDevices{Host: "a", Doubts: []ledger.DeviceDoubt{{Device: "bmc", GUID: "ff00", Why: "its GUID ff00 is not the UUID a123 of a"}}}
+	if err := w.apply(doubt); err != nil {
+		t.Fatal(err)
+	}
+	w.script(t, "run 1s")
+	if logged("alarm fence-device-mismatch: device bmc: its GUID ff00 is not the UUID a123 of a") != 1 {
+		t.Error("nobody was told before it was needed")
+	}
+	w.script(t, "silent a", "verdict a failed", "run 1m", "master", "run 10m")
+	if n := logged("act    power off"); n != 0 {
+		t.Fatalf("%d power-offs", n)
+	}
+	in := w.state.OpenIncidents()[0]
+	if in.Hold.Reason != haven.HoldIdentity || !strings.Contains(in.Hold.Detail, "haven host trust-bmc a") || logged("alarm hold-lasts") == 0 {
+		t.Errorf("hold %+v", in.Hold)
+	}
+	if err := w.apply(ledger.LearnPower{Host: "a", By: "maria", Clears: 1, At: w.now}); err != nil {
+		t.Fatal(err)
+	}
+	w.script(t, "run 1m")
+	if got := w.ownerOf("web"); logged("act    power off a") != 1 || got == "freed a" || strings.HasSuffix(got, " a") {
+		t.Errorf("after the operator's word: %d power-offs, web is %s", logged("act    power off a"), got)
+	}
+}
+
+// P6: of incidents at one time, exactly as many hosts are powered off as the limit
+// allows, however many masters there are in between, and those that were begun are
+// gone on with.
+func TestCapOverMasters(t *testing.T) {
+	for limit := 1; limit <= 3; limit++ {
+		for _, changes := range []int{0, 1, 5} {
+			t.Run(fmt.Sprintf("limit %d, %d changes", limit, changes), func(t *testing.T) {
+				w, logged := watched()
+				w.script(t, "cluster a b c d e f g h", fmt.Sprintf("cap %d", limit), "run 1s", "bmc fails 3s")
+				w.script(t, "silent a", "silent b", "silent c", "verdict a failed", "verdict b failed", "verdict c failed", "run 1500ms")
+				for range changes {
+					w.script(t, "master", "run 2500ms") // in the middle of a fence
+				}
+				w.script(t, "run 5m")
+				hit, held := 0, 0
+				for _, id := range []string{"a", "b", "c"} {
+					if logged("act    power off "+id) > 0 {
+						hit++
+					}
+				}
+				for _, in := range w.state.OpenIncidents() {
+					if in.Hold.Reason == haven.HoldCap {
+						held++
+					}
+				}
+				if hit != limit || held != 3-limit || len(w.state.Fences) != limit {
+					t.Errorf("%d hosts were powered off, %d are held, %d are counted", hit, held, len(w.state.Fences))
+				}
+				w.script(t, "master", "bmc off 2s", "run 6m")
+				for _, id := range []haven.HostID{"a", "b", "c"} {
+					if proved := w.state.Hosts[id].ProvedDead(); proved != (logged("act    power off "+string(id)) > 0) {
+						t.Errorf("%s: proved dead %v", id, proved)
+					}
+				}
+				if len(w.state.Fences) != limit {
+					t.Errorf("%d are counted at the end", len(w.state.Fences))
+				}
+			})
+		}
+	}
+}
+
+// One host's own limit stands for it instead of the others', and never allows more
+// than the cluster's.
+func TestHostCaps(t *testing.T) {
+	w, logged := watched()
+	w.cfg.Cap = fencing.Limit{Count: 5, Window: 24 * time.Hour}
+	w.cfg.HostCap = fencing.Limit{Count: 3, Window: 24 * time.Hour}
+	w.cfg.HostCaps = map[haven.HostID]fencing.Limit{"a": {Count: 1, Window: 24 * time.Hour}, "b": {Window: 24 * time.Hour}}
+	w.m = New(w.cfg)
+	w.script(t, "cluster a b c d", "run 1s")
+	for _, id := range []string{"a", "a", "b", "b", "b", "b", "c"} {
+		w.script(t, "silent "+id, "verdict "+id+" failed", "run 20s", "boot "+id, "heard "+id, "run 20s")
+	}
+	for id, want := range map[string]int{"a": 1, "b": 4, "c": 0} {
+		if got := logged("act    power off " + id); got != want {
+			t.Errorf("%s was powered off %d times, want %d", id, got, want)
+		}
+	}
+}
