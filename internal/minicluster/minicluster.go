@@ -57,6 +57,8 @@ type Options struct {
 	// Secrets are the cluster's; nil for well-known ones. With them, the fence devices
 	// are those of the configuration, made as havend makes them.
 	Secrets *Secrets
+	// UUID is what a host's firmware says of it; nil for nothing.
+	UUID func(haven.HostID) string
 	// OnEvent is told what really happens. It must not call back.
 	OnEvent func(world.Event)
 	// Log makes the logger of one host.
@@ -479,6 +481,9 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		Journal: vmrestart.FileJournal{Path: filepath.Join(dir, "orders.json")}, Hypervisor: h.Machine.Hypervisor(),
 		Probe: diskProbe{h}, Helper: h.askHelper, Boottime: bootClock(), Metrics: obs.NewMetrics(), Log: log,
 		Recordings: flight.Dir(filepath.Join(dir, "flight")),
+	}
+	if c.opts.UUID != nil {
+		d.UUID = c.opts.UUID(h.ID)
 	}
 	d.Stopper = h.Machine.Hypervisor()
 	d.Secrets = config.NewSecrets(log)

@@ -28,16 +28,24 @@ func TestMain(m *testing.M) {
 
 func start(t *testing.T, hosts int) *minicluster.Cluster {
 	t.Helper()
+	return startWith(t, hosts, func(*minicluster.Options) {})
+}
+
+// startWith starts a cluster of which something is changed.
+func startWith(t *testing.T, hosts int, change func(*minicluster.Options)) *minicluster.Cluster {
+	t.Helper()
 	begun := time.Now()
 	w := t.Output()
-	c, err := minicluster.New(minicluster.Options{
+	opts := minicluster.Options{
 		Hosts: hosts, Dir: t.TempDir(), StoreChild: []string{"/proc/self/exe", "store-child"},
 		Net: [2]byte{byte(os.Getpid() >> 8), byte(os.Getpid())}, MemoryMiB: 8192,
 		OnEvent: func(e world.Event) { fmt.Fprintf(w, "%7.3f WORLD %s\n", time.Since(begun).Seconds(), e.Text) },
 		Log: func(host haven.HostID) *slog.Logger {
 			return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("self", host)
 		},
-	})
+	}
+	change(&opts)
+	c, err := minicluster.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
