@@ -37,12 +37,18 @@ func TestIdentify(t *testing.T) {
 		{name: "another one", stations: []fencing.Station{at("a", "ffeeddccbbaa99887766554433221100", uuidA)}, want: map[string]string{"bmc-a": "is not the UUID a1234567-89ab-cdef-a123-456789abcd01 of a"}},
 		{name: "no GUID says nothing", stations: []fencing.Station{at("a", "", uuidA)}},
 		{name: "no UUID says nothing", stations: []fencing.Station{at("a", asIsB, "")}},
-		{name: "addresses that were swapped", stations: []fencing.Station{at("a", asIsB, uuidA), at("b", asIs, uuidB)},
-			want: map[string]string{"bmc-a": "of b", "bmc-b": "of a"}},
-		{name: "one board at two hosts: the one in the right place is right", stations: []fencing.Station{at("a", asIs, uuidA), at("b", asIs, uuidB)},
-			want: map[string]string{"bmc-b": "is the UUID a1234567-89ab-cdef-a123-456789abcd01 of a"}},
-		{name: "one board at two hosts, nothing known of either", stations: []fencing.Station{at("a", asIs, ""), at("b", asIs, "")},
-			want: map[string]string{"bmc-a": "also that of device bmc-b of b", "bmc-b": "also that of device bmc-a of a"}},
+		{
+			name: "addresses that were swapped", stations: []fencing.Station{at("a", asIsB, uuidA), at("b", asIs, uuidB)},
+			want: map[string]string{"bmc-a": "of b", "bmc-b": "of a"},
+		},
+		{
+			name: "one board at two hosts: the one in the right place is right", stations: []fencing.Station{at("a", asIs, uuidA), at("b", asIs, uuidB)},
+			want: map[string]string{"bmc-b": "is the UUID a1234567-89ab-cdef-a123-456789abcd01 of a"},
+		},
+		{
+			name: "one board at two hosts, nothing known of either", stations: []fencing.Station{at("a", asIs, ""), at("b", asIs, "")},
+			want: map[string]string{"bmc-a": "also that of device bmc-b of b", "bmc-b": "also that of device bmc-a of a"},
+		},
 		{name: "a UUID that two hosts claim identifies nothing", stations: []fencing.Station{at("a", asIs, uuidB), at("b", whole, uuidB)}},
 		{name: "two devices of one host may be one", stations: []fencing.Station{at("a", asIs, ""), {Host: "a", Key: "redfish-a", GUID: asIs}}},
 	}

@@ -268,7 +268,7 @@ func TestRefusals(t *testing.T) {
 			if !errors.Is(err, tt.want) || fencing.FailureOf(err) != fencing.FailureOf(tt.want) {
 				t.Errorf("err = %v (%s), want %v", err, fencing.FailureOf(err), tt.want)
 			}
-			if tt.want == fencing.ErrPrivilege && len(b.Commands()) > 0 {
+			if fencing.FailureOf(tt.want) == fencing.FailurePrivilege && len(b.Commands()) > 0 {
 				t.Errorf("the board was told %v", b.Commands())
 			}
 			if n := b.Logins(); n != tt.logins {

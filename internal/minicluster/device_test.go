@@ -22,7 +22,9 @@ func TestWrongBoardBlocksFencing(t *testing.T) {
 	const odd = "ffeeddcc-bbaa-9988-7766-554433221100"
 	c := startWith(t, 3, func(o *minicluster.Options) {
 		o.UUID = func(id haven.HostID) string { return map[haven.HostID]string{"kvm-03": odd}[id] }
-		o.Config = func(yaml string) string { return strings.Replace(yaml, "fencing:\n", "fencing:\n  release: manual\n", 1) }
+		o.Config = func(yaml string) string {
+			return strings.Replace(yaml, "fencing:\n", "fencing:\n  release: manual\n", 1)
+		}
 	})
 	calm(t, c)
 	owner := c.Hosts()[2]

@@ -413,6 +413,9 @@ func TestCommands(t *testing.T) {
 		for _, m := range regexp.MustCompile(`(?:Use: +|group\()"([a-z-]+)`).FindAllStringSubmatch(string(data), -1) {
 			verbs[m[1]] = true
 		}
+		for _, m := range regexp.MustCompile(`action: haven\.Action([A-Z][a-z]+)`).FindAllStringSubmatch(string(data), -1) {
+			verbs[strings.ToLower(m[1])] = true
+		}
 	}
 	if len(verbs) < 15 {
 		t.Fatalf("only %d verbs were found", len(verbs))
