@@ -336,6 +336,14 @@ type Host struct {
 	Quarantine string `json:"quarantine,omitempty"`
 	// Watchdog is what it promises about its watchdog; nil when that is nothing.
 	Watchdog *HostWatchdog `json:"watchdog,omitempty"`
+	// UUID is the system's own, as its firmware tells it; empty when it is not known.
+	UUID string `json:"uuid,omitempty"`
+	// Fenced says that it was fenced and waits for an operator's release.
+	Fenced *Fenced `json:"fenced,omitempty"`
+	// WrongDevice says why it is not fenced: a device seems to be another host's.
+	WrongDevice string `json:"wrong_device,omitempty"`
+	// Devices are its fence devices with their latest tests.
+	Devices []DeviceWord `json:"devices,omitempty"`
 }
 
 // HostWatchdog is a host's armed watchdog as the ledger holds it, and how far the
@@ -351,14 +359,6 @@ type HostWatchdog struct {
 	Why   string `json:"why,omitempty"`
 	// Left is how long it takes at least until it is proved, while it is waiting.
 	Left Millis `json:"left_ms,omitempty"`
-	// UUID is the system's own, as its firmware tells it; empty when it is not known.
-	UUID string `json:"uuid,omitempty"`
-	// Fenced says that it was fenced and waits for an operator's release.
-	Fenced *Fenced `json:"fenced,omitempty"`
-	// WrongDevice says why it is not fenced: a device seems to be another host's.
-	WrongDevice string `json:"wrong_device,omitempty"`
-	// Devices are its fence devices with their latest tests.
-	Devices []DeviceWord `json:"devices,omitempty"`
 }
 
 // VM is one VM as the ledger has it.
