@@ -48,22 +48,22 @@ func (a *app) showHosts(hosts []client.Host) {
 			string(h.Host), string(h.Verdict), age(h.VerdictAge), h.Network.State, h.Storage.State, h.Helper.State, h.Power.State, vms, free,
 		}
 		if a.wide {
-			cells = append(cells, watchdogCell(h.Watchdog), string(h.Role), h.Zone, h.Address)
+			cells = append(cells, promisedCell(h.Watchdog), string(h.Role), h.Zone, h.Address)
 		}
 		t.row(cells, append(a.hostNotes(h), a.deviceNotes(h)...)...)
 	}
 	a.show(t)
 }
 
-// watchdogCell is how long after its last life a host's watchdog resets it.
-func watchdogCell(w *client.HostWatchdog) string {
+// promisedCell is how long after its last life a host's watchdog resets it.
+func promisedCell(w *client.HostWatchdog) string {
 	if w == nil {
 		return "-"
 	}
 	return w.State + " " + age(w.Bound)
 }
 
-func watchdogText(w client.HostWatchdog) string {
+func promisedText(w client.HostWatchdog) string {
 	text := fmt.Sprintf("armed with %s: it resets the host so long after its last life, on the network or on %s", age(w.Bound), strings.Join(w.Stores, ", "))
 	if w.Why != "" {
 		text += "; " + w.Why
@@ -164,7 +164,7 @@ func (a *app) showHost(h client.Host) {
 	a.field("Helper", pathText(h.Helper))
 	a.field("Power", pathText(h.Power))
 	if h.Watchdog != nil {
-		a.field("Watchdog", watchdogText(*h.Watchdog))
+		a.field("Watchdog", promisedText(*h.Watchdog))
 	}
 	if len(h.Missing) > 0 {
 		a.field("Missing", strings.Join(h.Missing, "; "))
