@@ -57,7 +57,7 @@ LAB_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build.*\<lab\>' . 2>/d
 
 .PHONY: lab
 lab: packages build ## scenarios on real libvirtd, QEMU, BMCs and storage, as root
-	HAVEN_LAB_RUNS=$${HAVEN_LAB_RUNS:-2} CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 40m -p 1 -parallel 2 -v ./test/lab/... $(LAB_TESTS) ./test/scenarios
+	HAVEN_LAB_RUNS=$${HAVEN_LAB_RUNS:-2} CGO_ENABLED=0 $(GO) test -tags lab -count=1 -timeout 46m -p 1 -parallel 2 -v ./test/lab/... $(LAB_TESTS) ./test/scenarios
 
 # Packages with tests that need Ceph.
 CEPH_TESTS = $(shell grep -rl --include='*_test.go' '^//go:build ceph$$' . 2>/dev/null | xargs -r -n1 dirname | sort -u)
