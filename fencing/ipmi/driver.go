@@ -27,13 +27,20 @@ import (
 	"github.com/haven-ha/haven/internal/netx"
 )
 
+// SessionMax bounds every call, without the goodbye (300 ms). It is well below
+// the 60 s after which devices drop silent sessions, so that none needs to be
+// kept alive.
+const SessionMax = 25 * time.Second
+
 const (
 	defaultPort = 623
 	// closeTimeout is how long the goodbye may take.
 	closeTimeout = 300 * time.Millisecond
-	// sessionMax ends every session well before the 60 s after which devices
-	// drop silent ones, so that none needs to be kept alive.
-	sessionMax  = 25 * time.Second
+	// patienceMax is the most that a slow device is given for one answer. Those
+	// that are known need 3 s.
+	patienceMax = 4 * time.Second
+	// answers is how many answers a session needs, and one to spare.
+	answers     = 6
 	usernameMax = 16 // of IPMI
 	passwordMax = 20 // of IPMI 2.0
 	kgMax       = 20
@@ -65,7 +72,9 @@ type Config struct {
 	// come, by default 3.
 	Attempts int
 	// Timeout bounds one call, without the goodbye (300 ms); by default 10 s,
-	// at most 25 s.
+	// at most SessionMax. After a call that met with silence the next one is more
+	// patient, up to 4 s for an answer and SessionMax in all, until the device
+	// has shown that it is quick.
 	Timeout time.Duration
 }
 
@@ -76,8 +85,9 @@ type Driver struct {
 	addr   netip.AddrPort
 	suites []suite
 
-	mu     sync.Mutex
-	pinned int // index of the suite that worked, or -1
+	mu       sync.Mutex
+	pinned   int           // index of the suite that worked, or -1
+	patience time.Duration // for one answer at the first attempt
 }
 
 var _ fencing.Driver = (*Driver)(nil)
@@ -106,10 +116,10 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
-	if cfg.PacketTimeout < 0 || cfg.Attempts < 0 || cfg.Timeout < cfg.PacketTimeout || cfg.Timeout > sessionMax {
-		return nil, fmt.Errorf("ipmi: want packet timeout <= timeout <= %s and at least 1 attempt", sessionMax)
+	if cfg.PacketTimeout < 0 || cfg.Attempts < 0 || cfg.Timeout < cfg.PacketTimeout || cfg.Timeout > SessionMax {
+		return nil, fmt.Errorf("ipmi: want packet timeout <= timeout <= %s and at least 1 attempt", SessionMax)
 	}
-	d := &Driver{cfg: cfg, addr: addr, pinned: -1}
+	d := &Driver{cfg: cfg, addr: addr, pinned: -1, patience: cfg.PacketTimeout}
 	for _, id := range cfg.Suites {
 		s, ok := knownSuite(id)
 		if !ok {
@@ -227,22 +237,23 @@ func (d *Driver) do(ctx context.Context, what string, f func(context.Context, *s
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	parent := ctx
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
+	order, known, timeout, limit := d.habits()
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	order, known := d.order()
-	timeout := d.cfg.PacketTimeout
 	for next, silences, refusals := 0, 0, 0; ; {
 		s := order[next%len(order)]
-		err = d.once(ctx, s, cred, timeout, f)
+		var slowest time.Duration
+		slowest, err = d.once(ctx, s, cred, timeout, f)
 		switch {
 		case err == nil:
-			d.pin(s)
+			d.learn(s, min(timeout, 2*slowest))
 			return nil
 		case errors.Is(err, fencing.ErrNotPermitted):
 			return fmt.Errorf("%s: %s: %w", d, what, err)
 		case parent.Err() != nil:
 			return fmt.Errorf("%s: %s: %w", d, what, parent.Err())
 		case ctx.Err() != nil:
+			d.wait()
 			return fmt.Errorf("%s: %s: %w: %w", d, what, fencing.ErrUnreachable, ctx.Err())
 		case errors.Is(err, errSuite) && refusals+1 < len(order):
 			refusals++ // it answered, and speaks another one
@@ -254,16 +265,20 @@ func (d *Driver) do(ctx context.Context, what string, f func(context.Context, *s
 				next++ // perhaps it is silent because it does not know this one
 			}
 		default:
+			if errors.Is(err, errSilent) {
+				d.wait()
+			}
 			return fmt.Errorf("%s: %s: %w", d, what, err)
 		}
 	}
 }
 
-// once runs f in one session on one socket, and ends both whatever happens.
-func (d *Driver) once(ctx context.Context, s suite, cred credentials, timeout time.Duration, f func(context.Context, *session) error) error {
+// once runs f in one session on one socket, and ends both whatever happens. It
+// tells how long the slowest answer took.
+func (d *Driver) once(ctx context.Context, s suite, cred credentials, timeout time.Duration, f func(context.Context, *session) error) (time.Duration, error) {
 	conn, err := d.cfg.Net.DialContext(ctx, "udp", d.addr.String())
 	if err != nil {
-		return fmt.Errorf("%w: %w", fencing.ErrUnreachable, err)
+		return 0, fmt.Errorf("%w: %w", fencing.ErrUnreachable, err)
 	}
 	defer func() { _ = conn.Close() }()
 	stop := bind(ctx, conn)
@@ -272,10 +287,12 @@ func (d *Driver) once(ctx context.Context, s suite, cred credentials, timeout ti
 		err = f(ctx, ses)
 	}
 	stop()
-	if ses != nil {
-		ses.close(ctx)
+	if ses == nil {
+		return 0, err
 	}
-	return err
+	slowest := ses.slowest
+	ses.close(ctx)
+	return slowest, err
 }
 
 // bind makes a read on the socket end when the context does. The function it
@@ -313,26 +330,40 @@ func (d *Driver) credentials() (credentials, error) {
 	return c, nil
 }
 
-// order returns the suites to try, and whether the first of them is known to
-// work. A device whose suite is known and that is silent is not asked to
-// negotiate again; one that refuses it is, for its board may have been replaced.
-func (d *Driver) order() ([]suite, bool) {
+// habits returns the suites to try, and whether the first of them is known to
+// work; how long an answer is waited for, and how long a call may take. A device
+// whose suite is known and that is silent is not asked to negotiate again; one
+// that refuses it is, for its board may have been replaced.
+func (d *Driver) habits() (order []suite, known bool, timeout, limit time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.pinned < 0 {
-		return d.suites, false
+	timeout, limit = d.patience, d.cfg.Timeout
+	if timeout > d.cfg.PacketTimeout {
+		limit = min(SessionMax, max(limit, answers*timeout))
 	}
-	order := []suite{d.suites[d.pinned]}
+	if d.pinned < 0 {
+		return d.suites, false, timeout, limit
+	}
+	order = []suite{d.suites[d.pinned]}
 	for i, s := range d.suites {
 		if i != d.pinned {
 			order = append(order, s)
 		}
 	}
-	return order, true
+	return order, true, timeout, limit
 }
 
-func (d *Driver) pin(s suite) {
+// learn keeps the suite that worked, and the patience that a device needs.
+func (d *Driver) learn(s suite, patience time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.pinned = slices.Index(d.suites, s)
+	d.patience = max(d.cfg.PacketTimeout, min(patience, patienceMax))
+}
+
+// wait makes the next call more patient than the one that met with silence.
+func (d *Driver) wait() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.patience = max(d.patience, min(2*d.patience, patienceMax))
 }

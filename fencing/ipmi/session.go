@@ -80,6 +80,7 @@ type session struct {
 	k1, k2           []byte
 	sequence         uint32
 	requests         uint8
+	slowest          time.Duration // answer so far
 	buf              [packetMax]byte
 }
 
@@ -385,6 +386,7 @@ func (s *session) exchange(ctx context.Context, packet []byte, accept func([]byt
 	if err := ctx.Err(); err != nil {
 		return err // it ended while the deadline was pushed out again
 	}
+	sent := time.Now()
 	if _, err := s.conn.Write(packet); err != nil {
 		return fmt.Errorf("send: %w: %w", fencing.ErrUnreachable, err)
 	}
@@ -393,6 +395,7 @@ func (s *session) exchange(ctx context.Context, packet []byte, accept func([]byt
 		switch {
 		case err == nil:
 			if accept(s.buf[:n]) {
+				s.slowest = max(s.slowest, time.Since(sent))
 				return nil
 			}
 		case ctx.Err() != nil:

@@ -317,7 +317,8 @@ func ipmiDevice(name string, d config.Device, password func() (string, error), k
 	if err != nil {
 		return FenceDevice{}, err
 	}
-	return FenceDevice{Name: name, Key: addr, Address: addr, Driver: driver}, nil
+	// A board that turns out to be slow is given more than its timeout.
+	return FenceDevice{Name: name, Key: addr, Address: addr, Driver: driver, Session: ipmi.SessionMax + time.Second}, nil
 }
 
 // bmcKey is a BMC's own key: text, or hexadecimal digits behind 0x, as boards and

@@ -184,7 +184,7 @@ func (v *Device) keys() []field {
 		username(&v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
 		secretFile("password_file", &v.PasswordFile, "File with that user's password. Required, here or in the cluster's defaults."),
 		secretFile("kg_file", &v.KGFile, "File with the BMC's own key for two-key logins (K_g), with driver ipmi, of boards that have one set: at most 20 characters, or 0x and their hexadecimal digits."),
-		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included. With driver redfish the default is 15s: slow boards need 3 s for each of four or five answers."),
+		duration("timeout", &v.Timeout, 200*time.Millisecond, 30*time.Second, "How long one reading or command may take, session included. With driver ipmi a board that was silent is given more at the next time, up to 25 s, until it was quick again. With driver redfish the default is 15s: slow boards need 3 s for each of four or five answers."),
 		word("cipher_suite", &v.CipherSuite, []CipherSuite{"auto", "17", "3"}, nil, "How the session is protected. auto tries 17, then 3. Where wrong passwords lock an account, name the one that works."),
 		section("redfish", "The device, with driver redfish. Its certificate is always verified, by ca_file or by pin, or anything at its address could say off.", v.Redfish.keys()),
 		section("command", "The program of a device with driver command. It runs as root, without a shell, in a process group that is killed when its time is up.", v.Command.keys()),

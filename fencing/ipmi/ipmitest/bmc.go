@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,12 +108,17 @@ const inboundMax = 64
 
 // Start runs a board on the UDP address, such as "127.0.0.1:0".
 func Start(addr string, cfg Config) (*BMC, error) {
-	if len(cfg.Suites) == 0 {
-		cfg.Suites = []int{3, 17}
-	}
 	sock, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for IPMI: %w", err)
+	}
+	return Serve(sock, cfg)
+}
+
+// Serve runs a board on a socket, which is closed with it.
+func Serve(sock net.PacketConn, cfg Config) (*BMC, error) {
+	if len(cfg.Suites) == 0 {
+		cfg.Suites = []int{3, 17}
 	}
 	b := &BMC{cfg: cfg, sock: sock, on: !cfg.Off, was: !cfg.Off, guid: cfg.GUID, done: make(chan struct{})}
 	if err := b.boot(); err != nil {
@@ -126,9 +132,9 @@ func Start(addr string, cfg Config) (*BMC, error) {
 // boot starts the firmware: no sessions, present GUID.
 func (b *BMC) boot() error {
 	b.mu.Lock()
-	guid := b.guid
+	guid, accounts := b.guid, b.cfg.Accounts
 	b.mu.Unlock()
-	board, err := b.board(guid)
+	board, err := b.board(guid, accounts)
 	if err != nil {
 		return err
 	}
@@ -148,12 +154,12 @@ func (b *BMC) boot() error {
 	return nil
 }
 
-func (b *BMC) board(guid [16]byte) (*bmc.BMC, error) {
+func (b *BMC) board(guid [16]byte, accounts []Account) (*bmc.BMC, error) {
 	sim := mock.New()
 	h := &board{HAL: sim, chassis: &chassis{ChassisHAL: sim.Chassis(), b: b}}
 	info := bmc.DeviceInfo{DeviceID: 0x20, FirmwareMajor: 1, IPMIVersion: 0x20}
 	m := bmc.New(info, guid, h, bmc.WithKG(b.cfg.KG))
-	for i, a := range b.cfg.Accounts {
+	for i, a := range accounts {
 		u, err := m.Users.Add(uint8(i+2), a.Name)
 		if err != nil {
 			return nil, fmt.Errorf("add account %q: %w", a.Name, err)
@@ -182,6 +188,20 @@ func (b *BMC) Restart() error {
 func (b *BMC) SetGUID(guid [16]byte) error {
 	b.mu.Lock()
 	b.guid = guid
+	b.mu.Unlock()
+	return b.Restart()
+}
+
+// SetPassword changes the password of an account. Its sessions end.
+func (b *BMC) SetPassword(account, password string) error {
+	b.mu.Lock()
+	accounts := slices.Clone(b.cfg.Accounts)
+	for i := range accounts {
+		if accounts[i].Name == account {
+			accounts[i].Password = password
+		}
+	}
+	b.cfg.Accounts = accounts
 	b.mu.Unlock()
 	return b.Restart()
 }
@@ -409,11 +429,16 @@ func (c *chassis) PowerState(context.Context) (bool, error) {
 }
 
 func (c *chassis) SetPower(_ context.Context, on bool) error {
-	b := c.b
 	word := "off"
 	if on {
 		word = "on"
 	}
+	return c.do(word, on)
+}
+
+// do carries a command out, which is noted by its word.
+func (c *chassis) do(word string, on bool) error {
+	b := c.b
 	b.mu.Lock()
 	b.commands = append(b.commands, word)
 	reject := !on && !b.on && b.faults.RejectOff
@@ -442,16 +467,12 @@ func (c *chassis) SetPower(_ context.Context, on bool) error {
 	return nil
 }
 
-func (c *chassis) PowerCycle(ctx context.Context) error {
-	if err := c.SetPower(ctx, false); err != nil {
-		return err
-	}
-	return c.SetPower(ctx, true)
-}
+func (c *chassis) PowerCycle(context.Context) error { return c.do("cycle", true) }
 
-func (c *chassis) ColdReset(ctx context.Context) error { return c.PowerCycle(ctx) }
+func (c *chassis) ColdReset(context.Context) error { return c.do("reset", true) }
 
-func (c *chassis) WarmReset(ctx context.Context) error { return c.SetPower(ctx, false) }
+// WarmReset is what the server calls for a soft shutdown.
+func (c *chassis) WarmReset(context.Context) error { return c.do("soft", false) }
 
 func (c *chassis) Identify(context.Context, uint8) error {
 	b := c.b
