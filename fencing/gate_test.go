@@ -3,6 +3,7 @@ package fencing_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -132,7 +133,9 @@ func TestTester(t *testing.T) {
 		var mu sync.Mutex
 		results := map[string]int{}
 		failed := map[string]error{}
+		again := make(chan struct{})
 		tester := fencing.Tester{
+			Again:   again,
 			Policy:  fencing.DefaultTestPolicy(),
 			Devices: func() []fencing.Device { mu.Lock(); defer mu.Unlock(); return devices },
 			Report: func(r fencing.TestResult) {
@@ -165,6 +168,14 @@ func TestTester(t *testing.T) {
 		}
 		if locked.n != 1 || !errors.Is(failed["g"], fencing.ErrAuth) {
 			t.Errorf("wrong password was tried %d times in 10 minutes, %v", locked.n, failed["g"])
+		}
+		seen := maps.Clone(results)
+		mu.Unlock()
+		again <- struct{}{} // Passwords may be others now: who refused is asked, and nobody else.
+		time.Sleep(20 * time.Second)
+		mu.Lock()
+		if locked.n != 2 || results["a"] > seen["a"]+1 {
+			t.Errorf("%d logins after a reload, a %d times after %d", locked.n, results["a"], seen["a"])
 		}
 		devices = devices[:1] // the others are not configured any more
 		before := results["b"]

@@ -112,6 +112,16 @@ func (p *TestPlan) Done(now time.Time, key string, err error) {
 	p.due[key] = now.Add(time.Duration(float64(wait) * (0.9 + 0.2*p.random())))
 }
 
+// Again has the devices that refused their credentials tested soon: they may be
+// given others now. The rest keep their time.
+func (p *TestPlan) Again(now time.Time) {
+	for k, t := range p.due {
+		if !p.busy[k] && t.Sub(now) > p.policy.Every+p.policy.Every/10 {
+			p.due[k] = now.Add(time.Duration(p.random() * float64(p.policy.Spread)))
+		}
+	}
+}
+
 // Next returns when the next test is due, or false when that depends on one
 // that is under way, or nothing is to be tested.
 func (p *TestPlan) Next() (time.Time, bool) {
@@ -179,6 +189,9 @@ type Tester struct {
 	// Report takes each result. It is called from several goroutines and must
 	// not block.
 	Report func(TestResult)
+	// Again gets a value when credentials may have changed; see TestPlan.Again. Nil
+	// for never.
+	Again <-chan struct{}
 	// Random gives numbers in [0, 1).
 	Random func() float64
 	Log    *slog.Logger
@@ -209,6 +222,8 @@ func (t *Tester) Run(ctx context.Context) error {
 			return ctx.Err()
 		case d := <-ended:
 			plan.Done(time.Now(), d.key, d.err)
+		case <-t.Again:
+			plan.Again(time.Now())
 		case <-timer.C:
 		}
 		now := time.Now()

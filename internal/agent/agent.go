@@ -78,6 +78,7 @@ type Agent struct {
 	expected  []haven.HostID               // the judge loop's own: whose beats are expected
 	done      chan ended
 	kicked    chan struct{}
+	reloaded  chan struct{} // secrets may be others now
 	judged    chan struct{} // there is a new judgement
 	newMaster chan struct{}
 	standing  chan standing // the latest that a master wants of this host's definitions
@@ -101,7 +102,7 @@ func New(d Deps) (a *Agent, err error) {
 		d: d, cfg: d.Config, log: d.Log, origin: time.Now(), metrics: newMetrics(d.Metrics),
 		ledger: ledger.NewStore(), watch: newWatcher(d.Hypervisor, d.Host, d.Boot), power: newPower(d.Fences), relays: newRelays(),
 		ev: newEvidence(), dogs: newDogs(), quiet: newQuiet(), kinds: notify.NewCatalogue(), done: make(chan ended, doneQueueLimit),
-		kicked: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
+		kicked: make(chan struct{}, 1), reloaded: make(chan struct{}, 1), judged: make(chan struct{}, 1), newMaster: make(chan struct{}, 1), standing: make(chan standing, 1), fatal: make(chan error, 1),
 	}
 	var opened []func() error
 	a.disks, a.diskEvidence = newDiskWatches(d.Config.Detection.DiskIdle, d.Config.Detection.DiskRepeats), newDiskEvidence()

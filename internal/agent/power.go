@@ -308,7 +308,7 @@ func (a *Agent) testDevices(ctx context.Context) {
 		policy.Every = a.cfg.Fencing.CheckInterval
 	}
 	t := &fencing.Tester{
-		Policy: policy, Random: rand.Float64, Log: a.log,
+		Policy: policy, Random: rand.Float64, Log: a.log, Again: a.reloaded,
 		Devices: func() []fencing.Device {
 			if !a.votes() {
 				return nil

@@ -29,6 +29,12 @@ func (a *Agent) Reload(configuration error) (problems []error) {
 			}
 		}
 	}
+	if changed > 0 { // The same password again would only bring an account nearer to its lock.
+		select {
+		case a.reloaded <- struct{}{}:
+		default:
+		}
+	}
 	if a.d.RereadGossipKeys != nil {
 		keys, err := a.d.RereadGossipKeys()
 		if err == nil {

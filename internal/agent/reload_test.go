@@ -78,6 +78,10 @@ func TestReload(t *testing.T) {
 	if got, err := bmc.Text(); got != "second-secret" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
+	if len(a.reloaded) != 1 {
+		t.Error("devices are not tested anew")
+	}
+	<-a.reloaded
 	if got, want := fmt.Sprint(a.cluster.Keys()), fmt.Sprint([]cluster.KeyInfo{{ID: one.ID(), Primary: true}, {ID: two.ID()}}); got != want {
 		t.Errorf("keys %s, want %s", got, want)
 	}
@@ -87,6 +91,9 @@ func TestReload(t *testing.T) {
 
 	write("bmc", "third-secret", "and a second line")
 	write("gossip", text(bytes.Repeat([]byte{8}, 32)))
+	if len(a.reloaded) != 0 {
+		t.Error("devices are tested anew although nothing changed")
+	}
 	got := a.Reload(errors.New("haven.yaml:3: is not a known key"))
 	if len(got) != 3 || !errors.Is(got[1], config.ErrSecret) || !errors.Is(got[2], cluster.ErrKeyTooNew) {
 		t.Errorf("%q", got)
