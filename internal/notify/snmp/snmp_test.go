@@ -47,6 +47,9 @@ func tool(t *testing.T, name string) string {
 			}
 		}
 	}
+	if inLab {
+		t.Fatalf("%s is not installed, and this is the lab", name)
+	}
 	t.Skipf("%s is not installed: it comes with the packages of test/lab/packages.txt", name)
 	return ""
 }
