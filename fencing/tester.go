@@ -240,7 +240,8 @@ func (t *Tester) Run(ctx context.Context) error {
 			if exams[k] == nil {
 				exams[k] = new(exam) // by key: as many as there ever were devices
 			}
-			wg.Go(func() { ended <- done{k, t.test(ctx, devices[k], exams[k])} })
+			latest := exams[k] // The map itself is this goroutine's.
+			wg.Go(func() { ended <- done{k, t.test(ctx, devices[k], latest)} })
 		}
 		wake := testerLook
 		if next, ok := plan.Next(); ok {
