@@ -36,6 +36,9 @@ var (
 	// ErrPrivilege is returned when the device took user and password, or would,
 	// and the account may not do what fencing needs. It is an ErrAuth as well.
 	ErrPrivilege = fmt.Errorf("%w: the account has not the privilege", ErrAuth)
+	// ErrUnfit is returned when a test of the device's own says that it would not
+	// switch power.
+	ErrUnfit = errors.New("device fails its own test")
 	// ErrUnreachable is returned when the device did not answer within the
 	// bound, or the network said that it cannot be reached.
 	ErrUnreachable = errors.New("device does not answer")

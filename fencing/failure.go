@@ -17,6 +17,7 @@ const (
 	FailureNotPermitted Failure = "not-permitted" // nothing was sent
 	FailureIdentity     Failure = "identity"      // it seems to be another host's
 	FailureNoState      Failure = "no-state"      // it says neither on nor off
+	FailureUnfit        Failure = "unfit"         // a test of its own fails
 	FailureOther        Failure = "other"
 )
 
@@ -33,6 +34,7 @@ func failures() []struct {
 		{FailureNotPermitted, ErrNotPermitted}, // a refusal wraps why; that nothing was sent says more
 		{FailurePrivilege, ErrPrivilege},
 		{FailureAuth, ErrAuth},
+		{FailureUnfit, ErrUnfit},
 		{FailureBusy, ErrBusy},
 		{FailureRejected, ErrRejected},
 		{FailureNoState, ErrNoState},
@@ -75,7 +77,7 @@ func (f Failure) Advice() string {
 		return "Look at the device's address, its cable and the network between; it may also be without power"
 	case FailureBusy:
 		return "It has no session to spare, or is starting. Look for other programs that keep sessions open there; if it lasts, restart the board"
-	case FailureUnsupported, FailureRejected:
+	case FailureUnsupported, FailureRejected, FailureUnfit:
 		return "It answers, but not as it should: look at its driver, its settings and its firmware"
 	case FailureIdentity:
 		return "Look whether its address is the right one. Blink the light: haven fence blink {host}. If the device is the host's own: haven host trust-bmc {host}"

@@ -151,16 +151,18 @@ type TestResult struct {
 	Reading Reading
 	Err     error // of the reading
 	// Weak says what else would keep the device from switching power, as far as
-	// that can be found out without doing it; nil when nothing is known to.
-	Weak error
+	// that can be found out without doing it; nil when nothing is known to. Examined
+	// says that this was looked at.
+	Weak     error
+	Examined bool
 }
 
 // Examiner is a driver of a device that answers whoever may only look: that the
 // power was read does not show there that it may be switched.
 type Examiner interface {
 	// Examine finds out whether the account may switch power, without switching
-	// anything. It returns an ErrPrivilege when it may not, and nil also when the
-	// device does not tell.
+	// anything. It returns an ErrPrivilege or an ErrUnfit when it may not, and nil
+	// also when the device does not tell. Any other error leaves it open.
 	Examine(ctx context.Context) error
 }
 
@@ -173,9 +175,11 @@ func TestDevice(ctx context.Context, d Device, examine bool) TestResult {
 		return r
 	}
 	if e, ok := d.Driver.(Examiner); ok && examine {
-		if err := e.Examine(ctx); errors.Is(err, ErrPrivilege) {
+		err := e.Examine(ctx)
+		if errors.Is(err, ErrPrivilege) || errors.Is(err, ErrUnfit) {
 			r.Weak = err
 		}
+		r.Examined = err == nil || r.Weak != nil
 	}
 	return r
 }
@@ -269,7 +273,7 @@ func (t *Tester) test(ctx context.Context, d Device, last *exam) error {
 	switch {
 	case r.Err != nil:
 		t.Log.DebugContext(ctx, "fence device test failed", "host", d.Host, "device", d.Key, "error", r.Err)
-	case due:
+	case r.Examined:
 		last.at, last.weak = time.Now(), r.Weak
 	default:
 		r.Weak = last.weak

@@ -240,14 +240,15 @@ func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fenci
 	return nil
 }
 
-// Test runs the program's harmless test, or asks for the status where it has none.
-func (d *Driver) Test(ctx context.Context) error {
+// Examine runs the program's harmless test, where it has one.
+func (d *Driver) Examine(ctx context.Context) error {
 	if d.cfg.Words[Test] == "" {
-		_, err := d.Power(ctx)
-		return err
+		return nil
 	}
-	if _, err := d.run(ctx, Test); err != nil {
-		return fmt.Errorf("run %s for its test: %w", d.cfg.Program, err)
+	if code, err := d.run(ctx, Test); err != nil && code > 0 {
+		return fmt.Errorf("%w: run %s for its test: %w", fencing.ErrUnfit, d.cfg.Program, err)
+	} else if err != nil {
+		return fmt.Errorf("run %s for its test: %w", d.cfg.Program, err) // it did not end by itself
 	}
 	return nil
 }

@@ -193,7 +193,7 @@ func TestFenceAgent(t *testing.T) {
 			t.Errorf("after %q: %s, %v", s.set, r.State, err)
 		}
 	}
-	if err := d.Test(t.Context()); err != nil {
+	if err := d.Examine(t.Context()); err != nil {
 		t.Errorf("test: %v", err)
 	}
 	password = "wrong"
@@ -203,6 +203,33 @@ func TestFenceAgent(t *testing.T) {
 	password = "two\nlines"
 	if _, err := d.Power(t.Context()); err == nil || !strings.Contains(err.Error(), "more than one line") {
 		t.Errorf("with a password that would be two lines: %v", err)
+	}
+}
+
+// TestExamine tells a program whose own test fails from one that has none, and from
+// one that did not get to its end.
+func TestExamine(t *testing.T) {
+	for _, tt := range []struct {
+		name, word, script string
+		want               fencing.Failure
+	}{
+		{name: "sound", word: "check", script: "exit 0"},
+		{name: "fails", word: "check", script: "echo no right to switch outlet 3; exit 1", want: fencing.FailureUnfit},
+		{name: "no test", script: "exit 1"},
+		{name: "hangs", word: "check", script: "sleep 60", want: fencing.FailureUnreachable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, err := New(Config{
+				Launcher: launcher(), Program: "/bin/sh", Arguments: []string{"-c", `[ "$1" = check ] || exit 77; ` + tt.script, "sh", "{action}"},
+				Words: map[Action]string{Off: "off", Test: tt.word}, ExitOn: 10, ExitOff: 11, Timeout: time.Second,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Examine(t.Context()); fencing.FailureOf(err) != tt.want {
+				t.Errorf("err = %v (%s)", err, fencing.FailureOf(err))
+			}
+		})
 	}
 }
 

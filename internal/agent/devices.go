@@ -191,6 +191,9 @@ func (a *Agent) doubts(s *ledger.State) map[haven.HostID][]ledger.DeviceDoubt {
 			before := slices.IndexFunc(h.Power.Doubts, func(d ledger.DeviceDoubt) bool { return d.Device == key })
 			is, doubted := found[key]
 			switch {
+			case a.power.shared[key] != "":
+				// No operator's word helps: what is meant for the one would hit the other.
+				out[id] = append(out[id], ledger.DeviceDoubt{Device: key, Why: a.power.shared[key] + "; correct the configuration"})
 			case doubted:
 				out[id] = append(out[id], ledger.DeviceDoubt{Device: key, GUID: string(guid), Why: is.Why, Twin: is.Twin})
 			case before >= 0 && a.stands(h.Power.Doubts[before], guid):

@@ -171,6 +171,29 @@ func TestWrongBoardIsDoubted(t *testing.T) {
 	want(learn(m2), "is the UUID "+uuidB)
 }
 
+// A device that is configured for two hosts is nobody's: what is meant for the one
+// would hit the other.
+func TestSharedAddressBlocksFencing(t *testing.T) {
+	fences := map[haven.HostID][][]FenceDevice{"a": {{{Key: "ka", Address: "x"}}}, "b": {{{Key: "kb", Address: "x"}}}, "c": {{{Key: "kc", Address: "y"}}}}
+	a := &Agent{d: Deps{Fences: fences}, cfg: &config.Config{}, power: newPower(fences)}
+	s := ledger.New("c")
+	for _, host := range []haven.HostID{"a", "b", "c"} {
+		if err := s.Apply(ledger.RegisterHost{Host: host, Boot: "b", State: "s", Incarnation: 1}, ledger.Position{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range a.doubtLessons(s, a.doubts(s)) {
+		if err := s.Apply(c, ledger.Position{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for host, want := range map[haven.HostID]string{"a": "also configured for b", "b": "also configured for a", "c": ""} {
+		if got := s.Hosts[host].Power.Blocked(); !strings.Contains(got, want) || (want == "") != (got == "") {
+			t.Errorf("%s: %q", host, got)
+		}
+	}
+}
+
 // The firmware's UUID is read where there is one, and nothing else is taken for one.
 func TestSystemUUID(t *testing.T) {
 	dir := t.TempDir()

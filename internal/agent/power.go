@@ -28,6 +28,7 @@ type power struct {
 	lived    map[haven.HostID]time.Time // its last sign of life that was told
 	mates    map[string][]string        // the other devices of a device's level, by key
 	busy     map[haven.HostID]bool      // something is being done to its power
+	shared   map[string]string          // why a device is configured for two hosts, by key
 }
 
 // boot is a host's present boot and since when this agent has known of it; the
@@ -65,7 +66,8 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 			stations = append(stations, fencing.Station{Host: host, Key: d.Key, Address: d.Address})
 		}
 	}
-	for key, why := range fencing.CrossCheck(stations) {
+	p.shared = fencing.CrossCheck(stations)
+	for key, why := range p.shared {
 		p.trust[key].Conflict(why)
 	}
 	return p

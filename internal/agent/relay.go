@@ -172,8 +172,11 @@ func (r relayed) Identity(ctx context.Context) (id fencing.GUID, err error) {
 // another one nothing is known.
 func (r relayed) Examine(ctx context.Context) error {
 	e, ok := r.dev.Driver.(fencing.Examiner)
-	if !ok || r.a.relays.way(r.dev.Key).far {
+	switch {
+	case !ok:
 		return nil
+	case r.a.relays.way(r.dev.Key).far:
+		return fmt.Errorf("%w: it is out of this agent's own reach", fencing.ErrUnreachable)
 	}
 	return e.Examine(ctx)
 }

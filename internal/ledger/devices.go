@@ -18,7 +18,7 @@ const (
 // one, no power command is sent to any of its devices.
 type DeviceDoubt struct {
 	Device string `json:"device"` // its key
-	GUID   string `json:"guid"`
+	GUID   string `json:"guid,omitempty"`
 	Why    string `json:"why"` // names both identities
 	// Twin is another host's device that gives the same GUID, if that is why.
 	Twin string `json:"twin,omitempty"`
@@ -47,8 +47,8 @@ func (c DoubtDevices) apply(s *State, _ Position) error {
 		return reject("%d devices of %s: at most %d", len(c.Doubts), c.Host, MaxDeviceDoubts)
 	}
 	for _, d := range c.Doubts {
-		if d.Device == "" || d.GUID == "" || d.Why == "" || len(d.Device)+len(d.GUID)+len(d.Why)+len(d.Twin) > maxDoubtBytes {
-			return reject("a doubt of %s without device, identity or reason, or of more than %d bytes", c.Host, maxDoubtBytes)
+		if d.Device == "" || d.Why == "" || len(d.Device)+len(d.GUID)+len(d.Why)+len(d.Twin) > maxDoubtBytes {
+			return reject("a doubt of %s without device or reason, or of more than %d bytes", c.Host, maxDoubtBytes)
 		}
 	}
 	h.Power.Doubts = slices.Clone(c.Doubts)
@@ -81,7 +81,7 @@ func (p PowerTrust) Doubted() string {
 func (p PowerTrust) accept(guid string) PowerTrust {
 	accepted := slices.Clone(p.Accepted)
 	for _, d := range p.Doubts {
-		if !slices.Contains(accepted, d.GUID) {
+		if d.GUID != "" && !slices.Contains(accepted, d.GUID) {
 			accepted = append(accepted, d.GUID)
 		}
 	}

@@ -204,7 +204,7 @@ func (m *Machine) proveByTime(h *ledger.Host, in *ledger.Incident, view HostView
 		m.propose(ledger.NoteIncident{ID: in.ID, Step: haven.StepConfirmed, Verdict: view.Verdict})
 	}
 	proof := *view.Fired
-	m.propose(ledger.ProveDead{ID: in.ID, Proof: proof, Entry: m.entry(proof.Evidence, "proved dead: %s", proof.Detail)})
+	m.propose(ledger.ProveDead{ID: in.ID, Proof: proof, Entry: m.entry(proof.Evidence, "proved dead: %s", proof.Detail), Manual: m.cfg.ManualRelease[in.Host]})
 	m.notice(Notice{Kind: "host-proved-dead", Alarm: true, Host: h.ID, Incident: in.ID, Text: proof.Detail})
 	m.wake(time.Millisecond)
 	return true

@@ -20,6 +20,8 @@ const (
 	infoPath     = systemPath + "/ResetActionInfo"
 	chassisPath  = rootPath + "/Chassis/1"
 	sessionsPath = rootPath + "/SessionService/Sessions"
+	accountsPath = rootPath + "/AccountService/Accounts"
+	rolesPath    = rootPath + "/AccountService/Roles"
 	taskPath     = rootPath + "/TaskService/Tasks/1"
 	bodyMax      = 64 << 10
 )
@@ -148,6 +150,22 @@ func (c *call) route() {
 		})
 	case c.path == chassisPath:
 		c.either(c.chassis, c.change)
+	case c.s.cfg.HideAccounts:
+		c.other(id, isSession)
+	case c.path == accountsPath:
+		c.only(http.MethodGet, c.accounts)
+	case strings.HasPrefix(c.path, accountsPath+"/"):
+		c.only(http.MethodGet, func() { c.account(strings.TrimPrefix(c.path, accountsPath+"/")) })
+	case strings.HasPrefix(c.path, rolesPath+"/"):
+		c.only(http.MethodGet, func() { c.roleOf(strings.TrimPrefix(c.path, rolesPath+"/")) })
+	default:
+		c.other(id, isSession)
+	}
+}
+
+// other serves sessions and further systems.
+func (c *call) other(id string, isSession bool) {
+	switch {
 	case isSession && !c.s.cfg.NoSessions:
 		c.only(http.MethodDelete, func() { c.logout(id) })
 	case slices.ContainsFunc(c.s.cfg.Others, func(o string) bool { return c.path == systemsPath+"/"+o }):

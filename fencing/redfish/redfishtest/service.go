@@ -26,6 +26,7 @@ const (
 	ReadOnly      Role = "ReadOnly"      // read
 	Operator      Role = "Operator"      // read and control
 	Administrator Role = "Administrator" // all
+	Custom        Role = "Custom"        // read; of the operator's own making
 )
 
 // Account is one user of a board.
@@ -62,6 +63,10 @@ type Config struct {
 	Others []string
 	// SessionsMax is how many sessions there can be, by default 4.
 	SessionsMax int
+	// HideAccounts leaves out the account service.
+	HideAccounts bool
+	// OEMRole gives the role Custom a privilege of the maker's own.
+	OEMRole bool
 	// NoSessions leaves out the session service: there is basic authentication only.
 	NoSessions bool
 	// ResetTypes is what the reset action takes, by default On, ForceOff and all
