@@ -38,6 +38,10 @@ type MonitorConfig struct {
 	// WriteOnly leaves out reading others, for a writer that judges nobody. Of
 	// its snapshots only what tells about writes means anything.
 	WriteOnly bool
+
+	// Wrote is told of each beat that was written, before the next content is asked
+	// for; nil for nobody. It must not block.
+	Wrote func(Beat)
 }
 
 func (c MonitorConfig) check() error {
@@ -227,6 +231,9 @@ func (m *Monitor) write(ctx context.Context, b Beat) {
 		m.io.wrote, m.io.took = start, time.Since(start)
 	}
 	m.mu.Unlock()
+	if err == nil && m.cfg.Wrote != nil {
+		m.cfg.Wrote(b)
+	}
 	m.tell(ctx, opWrite, was, err)
 }
 

@@ -113,9 +113,11 @@ const (
 
 // Output is what is to be done, and what is to be told.
 type Output struct {
-	Do      Action
-	Device  string        // of Open
-	Timeout time.Duration // of SetTimeout
+	Do     Action
+	Device string // of Open
+	// TakeOver says that the device runs already.
+	TakeOver bool
+	Timeout  time.Duration // of SetTimeout
 	// Declare is for the next reports, Beat for the next beats.
 	Declare haven.Watchdog
 	Beat    time.Duration
@@ -415,7 +417,7 @@ func (k *Keeper) act(now time.Duration, out *Output) {
 		}
 	case !k.open: // it counts down
 		if k.ready() && k.fresh(now) {
-			out.Do, out.Device = Open, r.Device
+			out.Do, out.Device, out.TakeOver = Open, r.Device, true
 		}
 		out.Next = now + retrySoon
 	case k.disarming && (len(r.Standing) == 0 || k.told):

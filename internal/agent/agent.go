@@ -64,6 +64,7 @@ type Agent struct {
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
 	devices      deviceTests
+	dog          *dog // nil: there is no watchdog
 	selfTold     isolation.State // the isolation loop's own: of what people were told
 
 	self      atomic.Pointer[selfView]
@@ -141,6 +142,8 @@ func New(d Deps) (a *Agent, err error) {
 		return nil, fmt.Errorf("open gossip: %w", err)
 	}
 	opened = append(opened, a.cluster.Close)
+	a.dog = newWatchdog(d.Watchdog, d.Host, d.Boottime, a.reportSoon)
+	a.measureWatchdog()
 	if err = a.openMonitors(); err != nil {
 		return nil, fmt.Errorf("open stores: %w", err)
 	}
@@ -198,11 +201,13 @@ func (a *Agent) openMonitors() error {
 	}
 	hosts := a.cfg.Hypervisors()
 	for _, s := range a.d.Stores {
+		content, wrote := a.watchedBeats()
 		m, err := storagebeat.NewMonitor(storagebeat.MonitorConfig{
 			Store: s.Name, Cluster: a.cfg.Cluster, Self: a.d.Host, Writer: storagebeat.WriterAgent,
 			Boot: a.d.Boot, State: a.d.State, Incarnation: a.d.Incarnation, Hosts: hosts,
 			Interval: a.cfg.Heartbeat.Interval, StaleAfter: a.cfg.Heartbeat.StaleAfter, Timeout: a.cfg.Heartbeat.IOTimeout,
-		}, s.Device, a.beat, a.d.Log)
+			Wrote: wrote,
+		}, s.Device, content, a.d.Log)
 		if err != nil {
 			return fmt.Errorf("store %s: %w", s.Name, err)
 		}
@@ -269,6 +274,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("definitions", quietly(a.keepLoop))
 	part("gossip meta", quietly(a.tellGossip))
 	part("fence devices", quietly(a.testDevices))
+	if a.dog != nil {
+		part("watchdog", quietly(a.dog.pet))
+		part("watchdog's record", quietly(a.attendWatchdog))
+	}
 	if a.d.Hypervisor != nil {
 		part("responses", quietly(a.respondLoop))
 	}
@@ -324,6 +333,7 @@ func (a *Agent) Leave(ctx context.Context, reason haven.LeaveReason) error {
 	a.mu.Lock()
 	a.leave = reason
 	a.mu.Unlock()
+	a.dog.disarm(true)
 	var errs []error
 	if master, ok := a.master(); ok {
 		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
@@ -331,7 +341,7 @@ func (a *Agent) Leave(ctx context.Context, reason haven.LeaveReason) error {
 		cancel()
 		errs = append(errs, err)
 	}
-	errs = append(errs, a.cluster.Leave(ctx, reason))
+	errs = append(errs, a.dog.disarmed(ctx), a.cluster.Leave(ctx, reason))
 	return errors.Join(errs...)
 }
 
@@ -509,6 +519,7 @@ func (a *Agent) beat() storagebeat.Beat {
 	return storagebeat.Beat{
 		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
 		Isolated: a.saysIsolated(), Releasing: releasing, Left: a.leaving(), VMs: vms, Complete: whole,
+		Watchdog: a.dog.inBeat(),
 	}
 }
 

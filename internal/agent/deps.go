@@ -57,6 +57,8 @@ type Deps struct {
 	// Echo asks addresses on this host's network whether they are there; nil when
 	// that cannot be known.
 	Echo Echo
+	// Watchdog is the host's; nil for none.
+	Watchdog *Watchdog
 	// Boottime counts while the machine is suspended.
 	Boottime func() time.Duration
 	// Local is where operators on this host come in; nil for nowhere.

@@ -237,11 +237,12 @@ func (a *Agent) saysIsolated() bool {
 func (a *Agent) viewSelf() client.SelfView {
 	v := a.self.Load()
 	if v == nil {
-		return client.SelfView{}
+		return client.SelfView{Watchdog: a.viewWatchdog()}
 	}
 	return client.SelfView{
 		State: string(v.State), Since: v.Since.UTC().Round(time.Second), Why: v.Why,
 		Reached: v.reached, Hosts: v.hosts, Majority: haven.TriOf(2*v.reached > v.hosts),
+		Watchdog: a.viewWatchdog(),
 	}
 }
 
@@ -268,7 +269,7 @@ func (a *Agent) selfSentence(v client.SelfView) string {
 		return fmt.Sprintf("This host, %s, has been cut off from all others since %s: %s. Its VMs keep running.", a.d.Host, v.Since.Format(time.RFC3339), v.Why)
 	case isolation.Connected, isolation.Alone:
 	}
-	return ""
+	return watchdogSentence(a.d.Host, v.Watchdog)
 }
 
 // reach is whom this agent reaches, and of how many hosts. Those that are proved

@@ -35,7 +35,9 @@ func (a *Agent) reportLoop(ctx context.Context) {
 					a.log.Info("reports are taken again", "master", master)
 				}
 				failing = ""
-				a.obey(ack)
+				if a.obey(ack) {
+					a.dog.heard(r.began, r.asked, ack)
+				}
 				every = max(every, ack.Every.Duration())
 				if ack.WantInventory {
 					r.sentSHA = ""
@@ -59,6 +61,10 @@ type reporter struct {
 	a       *Agent
 	sentSHA string
 	sentTo  haven.HostID
+	// began is a time before the last report was made; asked is what it said of the
+	// watchdog.
+	began time.Duration
+	asked haven.Watchdog
 }
 
 // waitToReport ends when it is time for the next report, or when something
@@ -86,7 +92,9 @@ func (a *Agent) waitToReport(ctx context.Context, every time.Duration, inventory
 func (r *reporter) send(ctx context.Context, master haven.HostID) (client.Ack, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
+	r.began = r.a.d.Boottime()
 	rep := r.a.makeReport()
+	r.asked = rep.Watchdog
 	inv, sha, _, _ := r.a.watch.get()
 	rep.InventorySHA = sha
 	// After the inventory: what it does not show any more is then known as stopped.
@@ -117,6 +125,7 @@ func (a *Agent) makeReport() *client.Report {
 	rep := &client.Report{
 		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
 		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps, a.watched()),
+		Watchdog: a.dog.declared(),
 	}
 	a.number(rep)
 	switch {
@@ -152,17 +161,17 @@ func (a *Agent) identity() client.Identity {
 func (a *Agent) reports() ([]haven.OrderReport, <-chan struct{}) { return a.executor.Reports() }
 
 // obey does what the master's answer to a report asks for. An answer from a
-// master that was superseded is worth nothing.
-func (a *Agent) obey(ack client.Ack) {
+// master that was superseded is worth nothing; obey says whether it counts.
+func (a *Agent) obey(ack client.Ack) bool {
 	if err := a.executor.See(ack.Term); err != nil {
 		a.log.Warn("answer to a report is not obeyed", "master", ack.Master, "error", err)
-		return
+		return false
 	}
 	if ack.Rejected != "" && a.setRejected(ack.Rejected) {
 		a.log.Error("the ledger does not take this host", "reason", ack.Rejected)
 	}
 	if !ack.Registered {
-		return
+		return false
 	}
 	a.ev.ack(ackHeard{ack.Master, a.bootOf(ack.Master), time.Now(), ack.LeaveRunning})
 	a.useSlot(ack.Slot)
@@ -174,6 +183,29 @@ func (a *Agent) obey(ack client.Ack) {
 	default:
 	}
 	a.standing <- standing{time.Now(), ack.Protected, ack.SetAside}
+	return true
+}
+
+// reportSoon has the next report made at once.
+func (a *Agent) reportSoon() {
+	select {
+	case a.newMaster <- struct{}{}:
+	default:
+	}
+}
+
+// watchedBeats returns the content of one store's beats, and what is told of those
+// that were written: the watchdog counts from a time before each was begun.
+func (a *Agent) watchedBeats() (content func() storagebeat.Beat, wrote func(storagebeat.Beat)) {
+	if a.dog == nil {
+		return a.beat, nil
+	}
+	var began time.Duration // the content is made right before each write, by one goroutine
+	content = func() storagebeat.Beat {
+		began = a.d.Boottime()
+		return a.beat()
+	}
+	return content, func(b storagebeat.Beat) { a.dog.wrote(began, b) }
 }
 
 func (a *Agent) setWatched(hosts []haven.HostID) {

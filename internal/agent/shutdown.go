@@ -23,6 +23,7 @@ func (a *Agent) Announce(ctx context.Context, reason haven.LeaveReason) error {
 	a.mu.Lock()
 	a.leave = reason
 	a.mu.Unlock()
+	a.dog.disarm(reason == haven.LeaveShutdown)
 	a.log.Info("what this agent is about to do is announced", "leaving", reason)
 	var errs []error
 	if master, ok := a.master(); ok {

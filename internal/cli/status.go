@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -76,6 +77,9 @@ func (a *app) showStatus(st client.Status) {
 		}
 		a.field("Reached", fmt.Sprintf("%d of %d hosts from %s, %s (%s)", l.Reached, l.Hosts, st.Self, part, l.State))
 	}
+	if w := st.Local.Watchdog; w != nil {
+		a.field("Watchdog", watchdogText(st.Self, *w))
+	}
 	a.field("Asked", fmt.Sprintf("%s, version %s", st.Self, st.Version))
 }
 
@@ -120,6 +124,27 @@ func (a *app) held(h client.Held) string {
 	text := what + a.hold(h.Hold)
 	if h.Release != "" {
 		text += "; released by " + h.Release
+	}
+	return text
+}
+
+// watchdogText says how the answering host's watchdog stands.
+func watchdogText(host haven.HostID, w client.WatchdogView) string {
+	text := fmt.Sprintf("%s on %s", w.State, host)
+	if w.Device != "" {
+		text = fmt.Sprintf("%s (%s) on %s", w.State, w.Device, host)
+	}
+	if w.Declared.Armed() {
+		text += fmt.Sprintf(", promises a reset within %s of the last life", w.Declared.Bound)
+	}
+	if w.LifeAge > 0 {
+		text += fmt.Sprintf(", which was %s ago", w.LifeAge.Duration().Round(100*time.Millisecond))
+	}
+	if w.ResetsIn > 0 {
+		text += fmt.Sprintf("; RESETS in %s", w.ResetsIn.Duration().Round(time.Second))
+	}
+	if w.Why != "" {
+		text += ": " + w.Why
 	}
 	return text
 }

@@ -511,6 +511,19 @@ type SelfView struct {
 	Reached  int       `json:"reached"` // hosts, itself included
 	Hosts    int       `json:"hosts"`   // that are not proved dead
 	Majority haven.Tri `json:"majority"`
+	// Watchdog is nil where there is none.
+	Watchdog *WatchdogView `json:"watchdog,omitempty"`
+}
+
+// WatchdogView is how an agent's own watchdog stands.
+type WatchdogView struct {
+	State    string         `json:"state"` // off, armed, silent, disarming, left-armed
+	Device   string         `json:"device,omitempty"`
+	Declared haven.Watchdog `json:"declared,omitzero"`
+	LifeAge  Millis         `json:"life_age_ms,omitempty"`
+	// ResetsIn is set while no life keeps the host from being reset.
+	ResetsIn Millis `json:"resets_in_ms,omitempty"`
+	Why      string `json:"why,omitempty"` // what is wrong
 }
 
 // Act is an operator's word: who, what and why.

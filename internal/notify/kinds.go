@@ -61,7 +61,10 @@ const (
 	KindHoldAlarm  = "hold-alarm"
 	KindDeviceBad  = "fence-device-failed"
 	KindDeviceGood = "fence-device-works"
-	KindReloadBad  = "reload-failed"
+
+	KindWatchdogTrouble = "watchdog-trouble"
+	KindWatchdogWorks   = "watchdog-works"
+	KindReloadBad       = "reload-failed"
 )
 
 // catalogue lists every kind that is told.
@@ -115,6 +118,9 @@ func catalogue() []Kind {
 		{KindReleased, ClassHost, Info, false, ""},
 
 		{KindReloadBad, ClassHost, Warning, false, "Mend what is named; what was read before stays in use. Then, on {host}: systemctl reload havend"},
+		{KindWatchdogTrouble, ClassHost, Critical, true, "Look on {host}: haven status, journalctl -u havend. A host that shows no life is reset by its watchdog"},
+		{KindWatchdogWorks, ClassHost, Info, false, ""},
+
 		{KindOperator, ClassDecision, Warning, false, ""},
 
 		{KindDeviceBad, ClassDevice, Warning, true, "Look at the board of {host}, its address, user and password before it is needed: haven hosts {host}"},
