@@ -128,6 +128,8 @@ type Output struct {
 	Next time.Duration
 
 	State State
+	// Agreed says that the last answer of a master showed what is declared.
+	Agreed bool
 	// Life is the last life, if there was any.
 	Life time.Duration
 	// Resets is when the device fires at the latest unless life comes back; only
@@ -461,7 +463,7 @@ func (k *Keeper) arm(now time.Duration, out *Output) {
 func (k *Keeper) describe(now time.Duration, out *Output) {
 	r := &k.record
 	r.Life = k.life
-	out.Record, out.Version, out.Declare, out.Life = *r, k.version, r.Declared, k.life
+	out.Record, out.Version, out.Declare, out.Agreed, out.Life = *r, k.version, r.Declared, k.resolved, k.life
 	out.Trouble = k.refused
 	if out.Trouble == "" {
 		out.Trouble = k.failure

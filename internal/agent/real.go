@@ -122,6 +122,9 @@ func (r Real) Open() (d Deps, closeAll func(), err error) {
 		if err = r.openHost(&d, &closers); err != nil {
 			return d, nil, err
 		}
+		if d.Watchdog, err = r.openWatchdog(d.Boot); err != nil {
+			return d, nil, err
+		}
 	}
 	d.Secrets.File(cfg.Helper.PasswordFile)
 	if d.Notifier, err = NewNotifier(cfg, r.Host, d.Incarnation, d.Net, d.Secrets, d.Metrics, r.Log); err != nil {

@@ -125,7 +125,6 @@ func (a *Agent) makeReport() *client.Report {
 	rep := &client.Report{
 		Identity: a.identity(), Highest: a.executor.Highest(), Load: load, Orders: orders,
 		Leaving: a.leaving(), Observer: a.observerView(snaps), Beats: a.beatViews(snaps, a.watched()),
-		Watchdog: a.dog.declared(),
 	}
 	a.number(rep)
 	switch {
@@ -145,7 +144,7 @@ func (a *Agent) number(rep *client.Report) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.made++
-	rep.Number = a.made
+	rep.Number, rep.Watchdog = a.made, a.dog.declared()
 }
 
 func (a *Agent) identity() client.Identity {

@@ -310,7 +310,7 @@ func (a *Agent) viewWatchdog() *client.WatchdogView {
 	}
 	out := a.dog.out.Load()
 	now := a.d.Boottime()
-	v := &client.WatchdogView{State: string(out.State), Device: out.Record.Device, Declared: out.Record.Declared, Why: out.Trouble}
+	v := &client.WatchdogView{State: string(out.State), Device: out.Record.Device, Declared: out.Record.Declared, Agreed: out.Agreed, Why: out.Trouble}
 	if out.Life > 0 {
 		v.LifeAge = client.MillisOf(now - out.Life)
 	}

@@ -520,7 +520,9 @@ type WatchdogView struct {
 	State    string         `json:"state"` // off, armed, silent, disarming, left-armed
 	Device   string         `json:"device,omitempty"`
 	Declared haven.Watchdog `json:"declared,omitzero"`
-	LifeAge  Millis         `json:"life_age_ms,omitempty"`
+	// Agreed says that the last answer of a master showed what is declared.
+	Agreed  bool   `json:"agreed,omitempty"`
+	LifeAge Millis `json:"life_age_ms,omitempty"`
 	// ResetsIn is set while no life keeps the host from being reset.
 	ResetsIn Millis `json:"resets_in_ms,omitempty"`
 	Why      string `json:"why,omitempty"` // what is wrong

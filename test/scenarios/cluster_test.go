@@ -65,7 +65,10 @@ type options struct {
 	fencing   string // one more key of the section fencing
 	more      string // more sections
 	twoStores bool
-	stores    string // the stores instead of those that the lab mounts, as in heartbeat.stores
+	// watchdog arms each host's watchdog device on these terms, such as "timeout: 3s,
+	// silence: 8s"; empty: there is none.
+	watchdog string
+	stores   string // the stores instead of those that the lab mounts, as in heartbeat.stores
 	// programs is where other builds of the programs are; empty is as shipped.
 	programs string
 	// env is the environment of a host's programs.
@@ -90,7 +93,7 @@ func newSite(t testing.TB, o options) *site {
 	}
 	infos := make([]lab.HostInfo, 0, o.hosts)
 	s.lab, err = lab.New(t.Context(), lab.Config{
-		Hosts: o.hosts, TwoStores: o.twoStores,
+		Hosts: o.hosts, TwoStores: o.twoStores, Watchdogs: o.watchdog != "",
 		Programs: func(h lab.HostInfo) ([]lab.Program, error) {
 			// Each host's file names all hosts, so it is written when all are known.
 			if infos = append(infos, h); len(infos) == o.hosts {
@@ -139,6 +142,9 @@ func (s *site) writeConfigs(infos []lab.HostInfo, o options, gossip string) erro
 	}
 	if o.stores != "" {
 		stores = o.stores
+	}
+	if o.watchdog != "" {
+		o.fencing += fmt.Sprintf("\n  watchdog: {device: %s, %s}", lab.HostWatchdog, o.watchdog)
 	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `
@@ -475,4 +481,24 @@ func (s *site) verdictAmong(limit time.Duration, h *lab.Host, want []haven.Verdi
 	}, but...)
 	s.t.Logf("%s is judged %s: %s", h.Name, out.Verdict, out.Explanation)
 	return out
+}
+
+// waitArmed waits until a host's watchdog runs, and the master's ledger relies on it.
+func (s *site) waitArmed(h *lab.Host) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	s.ok(h.WaitWatchdog(ctx, true))
+	for {
+		var st client.Status
+		err := s.api.Get(ctx, haven.HostID(h.Name), "/v1/status", &st)
+		if w := st.Local.Watchdog; err == nil && w != nil && w.State == "armed" && w.Declared.Armed() && w.Agreed {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			s.t.Fatalf("the watchdog of %s is not armed: %+v, %v", h.Name, st.Local.Watchdog, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
