@@ -64,7 +64,7 @@ type Agent struct {
 	// diskEvidence is what was told of suspects' disks to this agent as master.
 	diskEvidence *diskEvidence
 	devices      deviceTests
-	dog          *dog // nil: there is no watchdog
+	dog          *dog            // nil: there is no watchdog
 	selfTold     isolation.State // the isolation loop's own: of what people were told
 
 	self      atomic.Pointer[selfView]
