@@ -3,31 +3,51 @@
 package lab_test
 
 import (
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/haven-ha/haven/fencing/watchdog"
 	"github.com/haven-ha/haven/test/lab"
 )
 
-// dogSitter arms a host's watchdog for 3 s and pets it each second until it ends.
-// Its stop is a magic close.
-var dogSitter = lab.Program{Name: "sitter", Args: []string{"python3", "-c", `
-import fcntl, os, signal, struct, time
-f = os.open("` + lab.HostWatchdog + `", os.O_WRONLY)
-fcntl.ioctl(f, 0xc0045706, struct.pack("i", 3))
-def bye(*_):
-    os.write(f, b"V"); os.close(f); os._exit(0)
-signal.signal(signal.SIGTERM, bye)
-while True:
-    os.write(f, b"\0"); time.sleep(1)
-`}}
+// sitter arms a host's watchdog for 3 s and pets it each second until it ends. Its
+// stop is a magic close.
+func sitter(t *testing.T) lab.Program {
+	return lab.Program{Name: "sitter", Args: []string{must(os.Executable())(t), "sit", lab.HostWatchdog}}
+}
+
+// sit is the sitter.
+func sit(path string) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	d, err := watchdog.Finder{}.Open(path, false)
+	if err == nil {
+		_, err = d.SetTimeout(3 * time.Second)
+	}
+	for err == nil {
+		select {
+		case <-time.After(time.Second):
+			err = d.Pet()
+		case <-stop:
+			if err = d.MagicClose(); err == nil {
+				os.Exit(0)
+			}
+		}
+	}
+	fmt.Println(err)
+	os.Exit(1)
+}
 
 // A host has a watchdog of its own: it is left in peace while it pets, also by the
 // end of a program that closes by magic; hung, killed without one or cut from power
 // it gets what a machine gets.
 func TestWatchdogDevice(t *testing.T) {
 	l := newLab(t, lab.Config{Hosts: 1, Watchdogs: true, Programs: func(lab.HostInfo) ([]lab.Program, error) {
-		return []lab.Program{dogSitter}, nil
+		return []lab.Program{sitter(t)}, nil
 	}})
 	h := l.Host(1)
 	armed := func() { t.Helper(); ok(t, h.WaitWatchdog(within(t, 20*time.Second), true)) }

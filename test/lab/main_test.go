@@ -20,6 +20,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "listen" {
 		listen(os.Args[2])
 	}
+	if len(os.Args) > 2 && os.Args[1] == "sit" {
+		sit(os.Args[2])
+	}
 	if len(os.Args) > 3 && os.Args[1] == "own-a-lab" {
 		ownLab(os.Args[2], os.Args[3] == "persist")
 	}
