@@ -43,16 +43,16 @@ func agent(t *testing.T, program, addr, password string, options map[string]stri
 
 // wantFenced takes a board through reading, a fence with proof, on, and a wrong
 // password; on tells the truth.
-func wantFenced(t *testing.T, make func(password string) *Driver, on func() bool) {
+func wantFenced(t *testing.T, open func(password string) *Driver, on func() bool) {
 	t.Helper()
-	d := make(labSecret)
+	d := open(labSecret)
 	read := func(want haven.PowerState) {
 		t.Helper()
 		if r, err := d.Power(t.Context()); err != nil || r.State != want || on() != (want == haven.PowerOn) {
 			t.Fatalf("it reads %s, %v; the chassis is on: %v; want %s", r.State, err, on(), want)
 		}
 	}
-	if err := d.Test(t.Context()); err != nil {
+	if err := d.Examine(t.Context()); err != nil {
 		t.Errorf("test: %v", err)
 	}
 	read(haven.PowerOn)
@@ -72,7 +72,7 @@ func wantFenced(t *testing.T, make func(password string) *Driver, on func() bool
 	}
 	read(haven.PowerOn)
 	const wrong = "wr0ng-pa55word"
-	bad := make(wrong)
+	bad := open(wrong)
 	if r, err := bad.Power(t.Context()); err == nil || r.State != haven.PowerUnknown || strings.Contains(fmt.Sprint(err), wrong) {
 		t.Errorf("with a wrong password: %s, %v", r.State, err)
 	}
