@@ -40,6 +40,7 @@ type Host struct {
 	net   *simnet.Machine
 	creds *pki.Credentials
 	raft  *election.MemStorage
+	dog   *dog
 	ice   atomic.Pointer[chan struct{}] // closed when the machine thaws; nil while it is not frozen
 	stuck atomic.Pointer[chan struct{}] // closed when the Raft disk goes on
 
@@ -78,6 +79,7 @@ func (p *process) kill() {
 	p.once.Do(func() {
 		close(p.life.gone)
 		p.net.Kill()
+		p.life.h.dog.left(p.life)
 		if p.agent != nil {
 			p.life.h.raft.Crash()
 		}
@@ -144,6 +146,7 @@ func (h *Host) powerLost(why string) {
 	a, p := h.agent, h.helper
 	h.agent, h.helper, h.boot, h.offAt = nil, nil, "", time.Now()
 	h.mu.Unlock()
+	h.dog.powerLost()
 	h.net.PowerOff() // before the processes are killed: nobody hears a reset
 	a.kill()
 	p.kill()
@@ -321,7 +324,9 @@ func (h *Host) again(boot haven.BootID) {
 
 func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnation) agent.Deps {
 	c, l := h.c, p.life
-	origin := time.Now()
+	h.mu.Lock()
+	origin := h.onAt
+	h.mu.Unlock()
 	d := agent.Deps{
 		Config: c.config, Host: h.ID, Boot: l.boot, Version: "sim", State: state, Incarnation: incarnation,
 		Net: p.net, Credentials: h.creds, GossipKeys: []cluster.Key{c.key},
@@ -342,6 +347,9 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 	if !h.Witness {
 		d.Hypervisor, d.Stopper = hypervisor{l, h.Machine.Hypervisor()}, hypervisor{l, h.Machine.Hypervisor()}
 		d.Probe = diskProbe{device{c.stores[0], l}}
+		if c.s.Dogs {
+			d.Watchdog = h.dog.deps(l)
+		}
 	}
 	for _, o := range c.hosts {
 		if !o.Witness {

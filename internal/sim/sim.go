@@ -49,6 +49,8 @@ type Scenario struct {
 	// PoolApart puts the VMs' disks on a pool of their own, which shares no fault
 	// with the stores; else they are on the first store.
 	PoolApart bool
+	// Dogs says that every host has an armed watchdog.
+	Dogs bool
 	// Link is how the network is between any two machines.
 	Link simnet.Link
 	// Script is what happens. It runs once the cluster is ready.
@@ -222,7 +224,7 @@ func (c *Cluster) addHost(i int, ca *pki.CA) {
 	}
 	h.Machine = c.World.Add(h.ID, 16384)
 	h.net = c.net.Add(h.Addr)
-	h.BMC = newBMC(h, i)
+	h.BMC, h.dog = newBMC(h, i), &dog{h: h}
 	for range c.s.Supplies {
 		h.Outlets = append(h.Outlets, newOutlet(h))
 	}
@@ -486,7 +488,7 @@ func (c *Cluster) ready() {
 				}
 			}
 		})
-		return vms == c.s.VMs && (boards == c.s.Hosts || c.s.Supplies > 0) // outlets have no GUID
+		return c.declared() && vms == c.s.VMs && (boards == c.s.Hosts || c.s.Supplies > 0) // outlets have no GUID
 	})
 	if c.s.Supplies > 0 {
 		c.Sleep(30 * time.Second) // each was read on by now

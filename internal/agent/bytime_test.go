@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
+)
+
+// TestAnswersAboutWatchdogs (P2): an answer shows what the ledger holds, after what
+// the report asks for is in it; an older report changes nothing any more; and the
+// master knows of each answer before it leaves.
+func TestAnswersAboutWatchdogs(t *testing.T) {
+	a := run(t, partsWith(t, 71, 1))
+	for !a.isMaster() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	const many = uint64(1) << 40 // above what the agent's own reports count
+	armed := haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}
+	tell := func(n uint64, w haven.Watchdog) (client.Ack, error) {
+		return a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many + n, Watchdog: w})
+	}
+	held := func() (w haven.Watchdog) {
+		a.ledger.View(func(s *ledger.State, _ ledger.Position) { w = s.Hosts[a.d.Host].Watchdog })
+		return w
+	}
+	before := time.Now()
+	ack, err := tell(2, armed)
+	if err != nil || !ack.Watchdog.Equal(armed) || !held().Equal(armed) {
+		t.Fatalf("%+v, %v; the ledger has %+v", ack, err, held())
+	}
+	if ack.Verified < 0 || ack.Verified.Duration() > time.Minute {
+		t.Errorf("verified %s ago", ack.Verified.Duration())
+	}
+	if at := a.dogs.lastAnswer(a.d.Host, a.d.Boot); at.Before(before) {
+		t.Errorf("the last answer was at %s", at)
+	}
+	if at := a.dogs.lastAnswer(a.d.Host, "another boot"); !at.IsZero() {
+		t.Errorf("another boot was answered at %s", at)
+	}
+	if ack, err := tell(1, haven.Watchdog{}); !errors.Is(err, errOutdated) || !held().Equal(armed) {
+		t.Errorf("an older report: %+v, %v; the ledger has %+v", ack, err, held())
+	}
+	if ack, err := tell(3, haven.Watchdog{}); err != nil || ack.Watchdog.Armed() || held().Armed() {
+		t.Errorf("disarmed: %+v, %v; the ledger has %+v", ack, err, held())
+	}
+	var all sync.WaitGroup
+	for i := range uint64(20) {
+		all.Go(func() {
+			w := haven.Watchdog{}
+			if i%2 == 1 {
+				w = armed
+			}
+			ack, err := tell(4+i, w)
+			if err != nil && !errors.Is(err, errOutdated) {
+				t.Error(err)
+			}
+			if err == nil && !ack.Watchdog.Equal(w) && i == 19 {
+				t.Errorf("the latest report was told that the ledger holds %+v", ack.Watchdog)
+			}
+		})
+	}
+	all.Wait()
+	if !held().Equal(armed) {
+		t.Errorf("after reports in any order the ledger holds %+v, not what the latest one asked for", held())
+	}
+}
+
+// TestCountOfAnotherReign (P2): what was counted in one reign is no proof in the next:
+// somebody else may have answered the host meanwhile.
+func TestCountOfAnotherReign(t *testing.T) {
+	a := &Agent{ev: newEvidence(), done: make(chan ended)}
+	a.d.Host = "kvm-01"
+	first, second := new(mastery), new(mastery)
+	a.judgement.Store(&judged{
+		at: time.Now(), hosts: map[haven.HostID]int{"kvm-02": 0}, boots: map[haven.HostID]haven.BootID{"kvm-02": "b1"}, reign: first,
+		dogs: map[haven.HostID]fencing.TimeCount{"kvm-02": {State: fencing.TimeProved, Boot: "b1", Why: "it must have fired"}},
+		out:  detector.Output{Hosts: []detector.Judgement{{Host: "kvm-02", Verdict: haven.VerdictFailed, FenceAllowed: true}}},
+	})
+	view := func(m *mastery) recovery.HostView {
+		in, _ := a.recoveryInput(m)
+		return in.Hosts["kvm-02"]
+	}
+	if v := view(first); v.Fired == nil || v.Fired.Kind != haven.ProofWatchdog || v.Fired.Boot != "b1" {
+		t.Errorf("in the reign that counted: %+v", v.Fired)
+	}
+	if v := view(second); v.Fired != nil || v.Watchdog != "" {
+		t.Errorf("in the next reign: %+v, %q", v.Fired, v.Watchdog)
+	}
+	a.judgement.Load().boots["kvm-02"] = "b2"
+	if v := view(first); v.Fired != nil {
+		t.Errorf("about another boot: %+v", v.Fired)
+	}
+}
+
+// TestToldSights (P2, P5): of what others tell only the agent's own records count,
+// and nobody speaks for himself.
+func TestToldSights(t *testing.T) {
+	now := time.Now()
+	view := client.BeatView{Store: "nfs1", StoreID: "s1", Host: "kvm-02", Vouched: true, Boot: "b1", Watchdog: 30000, ReadAge: 500, ChangedAge: 40000}
+	helper, other, none := view, view, view
+	helper.Helper, other.Host, none.Boot = true, "kvm-03", ""
+	got := toldSights("kvm-02", []told{
+		{observer: "kvm-01", beats: []client.BeatView{view, helper, other, none}, asked: now.Add(-time.Second), at: now},
+		{observer: "kvm-02", beats: []client.BeatView{view}, asked: now, at: now},
+	})
+	if len(got) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	s := got[0]
+	if s.Store != "s1" || !s.Vouched || s.Watchdog != 30*time.Second || s.Reader != "kvm-01" {
+		t.Errorf("%+v", s)
+	}
+	if s.ReadAt.After(now.Add(-1500*time.Millisecond)) || s.ChangedAt.Before(now.Add(-40*time.Second)) {
+		t.Errorf("read %s ago, after it was; changed %s ago, before it did", now.Sub(s.ReadAt), now.Sub(s.ChangedAt))
+	}
+}
