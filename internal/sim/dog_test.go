@@ -133,8 +133,10 @@ func TestDogs(t *testing.T) {
 			}
 			c.Sleep(20 * time.Second)
 			h := c.Slave()
+			c.UserStart(h, 9)
+			c.Sleep(5 * time.Second)
 			h.PowerOff(true)
-			c.Recovered(3*time.Minute, h.N())
+			c.Recovered(3*time.Minute, 9)
 			byTime(c, h)
 		}}},
 		{"the agent is killed for a moment", sim.Scenario{VMs: 3, Script: func(c *sim.Cluster) {

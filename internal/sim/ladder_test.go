@@ -37,8 +37,10 @@ func killFor(c *sim.Cluster, h *sim.Host, d time.Duration) {
 // proofDetail is the proof of the latest incident about a host.
 func proofDetail(c *sim.Cluster, h *sim.Host) (detail string) {
 	c.Ledger(func(s *ledger.State) {
+		var latest time.Time
 		for _, in := range s.Incidents {
-			if in.Host == h.ID && in.Proof != nil {
+			if in.Host == h.ID && in.Proof != nil && in.OpenedAt.After(latest) {
+				latest = in.OpenedAt
 				detail = string(in.Proof.Kind) + ": " + in.Proof.Detail
 			}
 		}
