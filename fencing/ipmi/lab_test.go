@@ -154,6 +154,16 @@ func TestLabIPMISim(t *testing.T) {
 			t.Errorf("err = %v", err)
 		}
 	})
+	t.Run("what a weak account's test says is what its command meets", func(t *testing.T) {
+		// This simulator gives a session whatever level it asks for, the user's own
+		// limit aside. A test must not warn of what would work, nor the reverse.
+		weak := driver(t, addr, func(c *ipmi.Config) { c.Username = "viewer" })
+		_, tested := weak.Power(t.Context())
+		commanded := weak.Set(t.Context(), haven.ActionOn, nil)
+		if fencing.FailureOf(tested) != fencing.FailureOf(commanded) || tested != nil && fencing.FailureOf(tested) != fencing.FailurePrivilege {
+			t.Errorf("test: %v; command: %v", tested, commanded)
+		}
+	})
 	t.Run("nobody there", func(t *testing.T) {
 		_, err := driver(t, "127.0.0.1:1", nil).Power(t.Context())
 		if fencing.FailureOf(err) != fencing.FailureUnreachable {
