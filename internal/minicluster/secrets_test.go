@@ -256,6 +256,8 @@ exit 1`)
 			yaml = strings.Replace(yaml, "levels: [[bmc]]", ladder, 1)
 			yaml = strings.Replace(yaml, "devices: {bmc: {", fmt.Sprintf(
 				"devices: {strip: {driver: command, username: apc, password_file: %s, command: {program: PROGRAM, style: fence-agents, options: {plug: \"1\"}}}, bmc: {kg_file: %s/bmc.kg, ", path, dir), 1)
+			// Each host has a strip of its own: one that two hosts share fences neither.
+			yaml = regexp.MustCompile(`devices: \{bmc: \{address: ([0-9.]+)\}\}`).ReplaceAllString(yaml, "devices: {bmc: {address: $1}, strip: {address: $1}}")
 			yaml += k.yaml
 			yaml = strings.Replace(yaml, "PROGRAM", script, 1)
 			k.file(t, "haven.yaml", yaml)
