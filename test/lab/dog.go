@@ -187,8 +187,20 @@ func (h *Host) WaitWatchdog(ctx context.Context, running bool) error {
 	})
 }
 
+// WaitNewBoot waits until the host runs another boot than the one of an id.
+func (h *Host) WaitNewBoot(ctx context.Context, old string) error {
+	err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
+		id, err := h.BootID() // there is none while it is off
+		return err == nil && id != "" && id != old, nil
+	})
+	if err != nil {
+		return fmt.Errorf("wait for another boot of %s: %w", h.Name, err)
+	}
+	return nil
+}
+
 // WaitWatchdogFired waits until the host's watchdog has expired so often, and
-// returns when it last did.
+// returns when it did; what it does to the host follows.
 func (h *Host) WaitWatchdogFired(ctx context.Context, times int) (at time.Time, err error) {
 	err = poll(ctx, 20*time.Millisecond, func() (bool, error) {
 		all, err := h.WatchdogFirings()
