@@ -258,6 +258,7 @@ func (w *world) paths(master string, reachable ...string) {
 func (w *world) phase() {
 	w.paths(rapid.SampledFrom([]string{"good", "good", "stale", "gone"}).Draw(w.t, "master"),
 		rapid.SampledFrom([][]string{{"A", "B"}, {"A", "B", "C"}, {"A"}, {"C"}, {}}).Draw(w.t, "stores")...)
+	w.disarm = rapid.Bool().Draw(w.t, "disarms")
 }
 
 // turn is something that happens, or a second in which all goes as it should.

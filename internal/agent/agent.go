@@ -274,14 +274,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	part("definitions", quietly(a.keepLoop))
 	part("gossip meta", quietly(a.tellGossip))
 	part("fence devices", quietly(a.testDevices))
-	if a.dog != nil {
-		part("watchdog", quietly(a.dog.pet))
-		part("watchdog's record", quietly(a.attendWatchdog))
-	}
 	if a.d.Hypervisor != nil {
 		part("responses", quietly(a.respondLoop))
 	}
 
+	endWatchdog := a.runWatchdog(ctx)
 	var err error
 	select {
 	case <-ctx.Done():
@@ -290,6 +287,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	stop()
 	if !within(endLimit, func() { parts.Wait(); a.owned.Wait() }) {
+		err = errors.Join(err, ErrStuck)
+	}
+	if !within(time.Second, endWatchdog) {
 		err = errors.Join(err, ErrStuck)
 	}
 	a.transport.CloseIdleConnections()

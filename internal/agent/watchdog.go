@@ -77,6 +77,20 @@ func newWatchdog(d *Watchdog, host haven.HostID, boottime func() time.Duration, 
 	return k
 }
 
+// runWatchdog keeps the watchdog until the returned function is called, which waits
+// for the end. An agent that takes its time to end is still petted, while the last
+// life is young enough: its host must not be reset for that (P4).
+func (a *Agent) runWatchdog(ctx context.Context) (end func()) {
+	if a.dog == nil {
+		return func() {}
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var both sync.WaitGroup
+	both.Go(func() { a.dog.pet(ctx) })
+	both.Go(func() { a.attendWatchdog(ctx) })
+	return func() { stop(); both.Wait() }
+}
+
 // give puts something in for the petting goroutine.
 func (k *dog) give(put func(in *watchdog.Input)) {
 	k.mu.Lock()
