@@ -78,6 +78,13 @@ type Driver interface {
 	Identity(ctx context.Context) (GUID, error)
 }
 
+// Lamp is a driver that can say for how long the host's identify light blinks.
+type Lamp interface {
+	// Light makes it blink for so long, in seconds rounded up, or puts it out when
+	// length is zero. It is ErrUnsupported to ask for longer than the device can.
+	Light(ctx context.Context, length time.Duration, permit Permit) error
+}
+
 // Permit is asked right before a power command leaves. The caller verifies its
 // leadership in it (P3). An error means that nothing may be sent.
 type Permit func(ctx context.Context) error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/haven-ha/haven"
 )
@@ -62,6 +63,14 @@ func (d *gated) Set(ctx context.Context, a haven.FenceAction, permit Permit) err
 		return fmt.Errorf("%w: this driver may only read", ErrUnsupported)
 	}
 	return d.g.do(ctx, d.key, true, func(ctx context.Context) error { return d.d.Set(ctx, a, permit) })
+}
+
+func (d *gated) Light(ctx context.Context, length time.Duration, permit Permit) error {
+	lamp, ok := d.d.(Lamp)
+	if !ok || !d.fence {
+		return fmt.Errorf("%w: this driver has no light for a time", ErrUnsupported)
+	}
+	return d.g.do(ctx, d.key, true, func(ctx context.Context) error { return lamp.Light(ctx, length, permit) })
 }
 
 func (d *gated) Identity(ctx context.Context) (GUID, error) {

@@ -45,6 +45,7 @@ const (
 	passwordMax = 20 // of IPMI 2.0
 	kgMax       = 20
 	identifyFor = 15 // seconds that the identify light blinks
+	identifyMax = 255
 )
 
 // Config describes one device.
@@ -90,7 +91,10 @@ type Driver struct {
 	patience time.Duration // for one answer at the first attempt
 }
 
-var _ fencing.Driver = (*Driver)(nil)
+var (
+	_ fencing.Driver = (*Driver)(nil)
+	_ fencing.Lamp   = (*Driver)(nil)
+)
 
 // New checks the configuration and makes a driver. It does not talk to the device.
 func New(cfg Config) (*Driver, error) {
@@ -202,6 +206,21 @@ func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fenci
 			return err
 		}
 		_, err := s.command(ctx, req)
+		return err
+	})
+}
+
+// Light makes the identify light blink for up to 255 s, or puts it out.
+func (d *Driver) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	seconds := (length + time.Second - 1) / time.Second
+	if length < 0 || seconds > identifyMax {
+		return fmt.Errorf("%w: a light for %s: want at most %d s", fencing.ErrUnsupported, length, identifyMax)
+	}
+	return d.do(ctx, "light", func(ctx context.Context, s *session) error {
+		if err := permit.Check(ctx); err != nil {
+			return err
+		}
+		_, err := s.command(ctx, &chassis.ChassisIdentifyRequest{IdentifyInterval: uint8(seconds)})
 		return err
 	})
 }

@@ -282,10 +282,54 @@ func password(p string) func(*ipmi.Config) {
 	return func(c *ipmi.Config) { c.Password = func() (string, error) { return p, nil } }
 }
 
+// Both keys must be right, with either suite, whatever bytes the board's key has.
 func TestTwoKeyLogin(t *testing.T) {
-	b := board(t, func(c *ipmitest.Config) { c.KG = []byte("board key") })
-	d := driver(t, b.Addr(), func(c *ipmi.Config) { c.KG = func() ([]byte, error) { return []byte("board key"), nil } })
-	wantPower(t, d, haven.PowerOn)
+	keys := [][]byte{[]byte("board key"), {0xff, 0, 1, 0}, []byte("twenty bytes it has.")}
+	for _, suite := range []int{17, 3} {
+		for i, key := range keys {
+			b := board(t, func(c *ipmitest.Config) { c.KG, c.Suites = key, []int{suite} })
+			kg := key
+			d := driver(t, b.Addr(), func(c *ipmi.Config) { c.KG = func() ([]byte, error) { return kg, nil } })
+			wantPower(t, d, haven.PowerOn)
+			kg = keys[(i+1)%len(keys)]
+			if _, err := d.Power(t.Context()); !errors.Is(err, fencing.ErrAuth) {
+				t.Errorf("suite %d, another key: %v", suite, err)
+			}
+		}
+	}
+	without := board(t, nil)
+	d := driver(t, without.Addr(), func(c *ipmi.Config) { c.KG = func() ([]byte, error) { return keys[0], nil } })
+	if _, err := d.Power(t.Context()); !errors.Is(err, fencing.ErrAuth) {
+		t.Errorf("a key for a board that has none: %v", err)
+	}
+}
+
+// The light blinks for as long as was asked, and is put out.
+func TestLight(t *testing.T) {
+	b := board(t, nil)
+	d := driver(t, b.Addr(), nil)
+	gate := fencing.NewGate()
+	lamp := gate.Fence(d.Address(), d).(fencing.Lamp)
+	for _, length := range []time.Duration{30 * time.Second, 1500 * time.Millisecond, 255 * time.Second, 0} {
+		if err := lamp.Light(t.Context(), length, nil); err != nil {
+			t.Errorf("%s: %v", length, err)
+		}
+	}
+	for _, length := range []time.Duration{-time.Second, 256 * time.Second} {
+		if err := lamp.Light(t.Context(), length, nil); !errors.Is(err, fencing.ErrUnsupported) {
+			t.Errorf("%s: %v", length, err)
+		}
+	}
+	no := errors.New("lost the lead")
+	if err := lamp.Light(t.Context(), 0, func(context.Context) error { return no }); !errors.Is(err, fencing.ErrNotPermitted) {
+		t.Errorf("without a permit: %v", err)
+	}
+	if err := gate.Read(d.Address(), d).(fencing.Lamp).Light(t.Context(), 0, nil); !errors.Is(err, fencing.ErrUnsupported) {
+		t.Errorf("by a reader: %v", err)
+	}
+	if got := strings.Join(b.Commands(), ", "); got != "blink 30 s, blink 2 s, blink 255 s, dark" || !b.On() {
+		t.Errorf("the board got %q", got)
+	}
 }
 
 func TestOnlySingleCommandsAreSet(t *testing.T) {

@@ -474,10 +474,18 @@ func (c *chassis) ColdReset(context.Context) error { return c.do("reset", true) 
 // WarmReset is what the server calls for a soft shutdown.
 func (c *chassis) WarmReset(context.Context) error { return c.do("soft", false) }
 
-func (c *chassis) Identify(context.Context, uint8) error {
+func (c *chassis) Identify(_ context.Context, seconds uint8) error {
 	b := c.b
+	word := "blink"
+	switch seconds {
+	case 15: // what is asked for when no time is
+	case 0:
+		word = "dark"
+	default:
+		word = fmt.Sprintf("blink %d s", seconds)
+	}
 	b.mu.Lock()
-	b.commands = append(b.commands, "blink")
+	b.commands = append(b.commands, word)
 	b.mu.Unlock()
 	if b.cfg.OnIdentify != nil {
 		b.cfg.OnIdentify()
