@@ -57,6 +57,32 @@ set_working_mc 0x20
 `
 
 func (s *spec) slowFile(host string) string { return filepath.Join(s.bmcDir(host), "slow") }
+func (s *spec) moodFile(host string) string { return filepath.Join(s.bmcDir(host), "mood") }
+
+// BMCMood is what a BMC does about power commands.
+type BMCMood string
+
+// The moods.
+const (
+	BMCObeys   BMCMood = "obeys"
+	BMCIgnores BMCMood = "ignores" // says that they are done
+	BMCRefuses BMCMood = "refuses"
+)
+
+// willing says whether the BMC does what it was told; if not, the error is its
+// answer.
+func (c chassis) willing() (bool, error) {
+	mood, err := os.ReadFile(c.spec.moodFile(c.host))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, err
+	case BMCMood(mood) == BMCRefuses:
+		return false, errors.New("refused")
+	}
+	return BMCMood(mood) == BMCObeys, nil
+}
 
 // prepareBMC writes the configuration of a host's BMC.
 func (s *spec) prepareBMC(h HostInfo) error {
@@ -103,6 +129,36 @@ func (s *spec) startBMC(ctx context.Context, h HostInfo) (*daemon, error) {
 		return d, fmt.Errorf("wait for BMC of %s: %w", h.Name, err)
 	}
 	return d, nil
+}
+
+// bmcOn plugs a host's BMC in and starts it, unless it runs.
+func (s *spec) bmcOn(ctx context.Context, h HostInfo) (*daemon, error) {
+	if err := setLinks(s.netnsPath(bmcNS(h.Name)), true, oob); err != nil {
+		return nil, err
+	}
+	if err := s.waitLeg(ctx, bmcNS(h.Name), oob); err != nil {
+		return nil, err
+	}
+	if on, err := s.bmcCgroup(h.Name).populated(); on || err != nil {
+		return nil, err
+	}
+	return s.startBMC(ctx, h)
+}
+
+// bmcOff ends a host's BMC and, if it is to be unplugged, its link.
+func (s *spec) bmcOff(ctx context.Context, host string, unplug bool) error {
+	ctx, cancel := context.WithTimeout(ctx, powerTimeout)
+	defer cancel()
+	if unplug {
+		if err := setLinks(s.netnsPath(bmcNS(host)), false, oob); err != nil {
+			return err
+		}
+	}
+	group := s.bmcCgroup(host)
+	if err := group.kill(); err != nil {
+		return err
+	}
+	return errors.Join(group.waitEmpty(ctx), group.thaw())
 }
 
 // pingBMC sends an RMCP presence ping and says whether a pong came back.
@@ -177,15 +233,11 @@ func (b bmcChassis) Power(ctx context.Context) (bool, error) {
 
 func (b bmcChassis) SetPower(ctx context.Context, on bool) error {
 	b.delay(ctx)
-	if !on {
-		return errors.Join(b.chassis.note("off"), b.chassis.off(ctx))
-	}
-	noted := b.chassis.note("on")
-	d, err := b.chassis.on(ctx)
+	d, err := b.chassis.obey(ctx, map[bool]string{true: "on", false: "off"}[on])
 	if d != nil {
 		go d.wait() // ends with the host, at the latest with the BMC
 	}
-	return errors.Join(noted, err)
+	return err
 }
 
 func (b bmcChassis) Shutdown(ctx context.Context) error {

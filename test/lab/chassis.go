@@ -105,6 +105,9 @@ func (c chassis) onLocked(ctx context.Context) (*daemon, error) {
 	if on, err := c.power(); on || err != nil {
 		return nil, err
 	}
+	if fed, err := c.powered(c.spec.feedNames()); !fed || err != nil {
+		return nil, errors.Join(err, fmt.Errorf("power on %s: no outlet is on", c.host))
+	}
 	// What is started in a frozen cgroup stands still before it is a program.
 	if err := c.spec.hostCgroup(c.host).thaw(); err != nil {
 		return nil, fmt.Errorf("power on %s: %w", c.host, err)
@@ -197,8 +200,10 @@ type PowerCommand struct {
 func (c chassis) commandLog() string { return filepath.Join(c.spec.bmcDir(c.host), "commands.log") }
 
 // note writes a command down before it is done.
-func (c chassis) note(command string) error {
-	f, err := os.OpenFile(c.commandLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+func (c chassis) note(command string) error { return c.noteIn(c.commandLog(), command) }
+
+func (c chassis) noteIn(log, command string) error {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -207,8 +212,10 @@ func (c chassis) note(command string) error {
 }
 
 // commands reads what [chassis.note] wrote.
-func (c chassis) commands() ([]PowerCommand, error) {
-	f, err := os.Open(c.commandLog())
+func (c chassis) commands() ([]PowerCommand, error) { return readCommands(c.commandLog()) }
+
+func readCommands(log string) ([]PowerCommand, error) {
+	f, err := os.Open(log)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -221,11 +228,29 @@ func (c chassis) commands() ([]PowerCommand, error) {
 		at, command, _ := strings.Cut(lines.Text(), " ")
 		ms, err := strconv.ParseInt(at, 10, 64)
 		if err != nil {
-			return nil, fmt.Errorf("parse command log of %s: %w", c.host, err)
+			return nil, fmt.Errorf("parse %s: %w", log, err)
 		}
 		all = append(all, PowerCommand{At: time.UnixMilli(ms), Command: command})
 	}
 	return all, nil
+}
+
+// obey does what came to the BMC, if the BMC is in the mood for it.
+func (c chassis) obey(ctx context.Context, command string) (d *daemon, err error) {
+	if err := c.note(command); err != nil {
+		return nil, err
+	}
+	if willing, err := c.willing(); !willing {
+		return nil, err
+	}
+	switch command {
+	case "off":
+		return nil, c.off(ctx)
+	case "on":
+		return c.on(ctx)
+	default:
+		return c.reset(ctx)
+	}
 }
 
 // runChassis is the child that does one command of ipmi_sim, whose words are
@@ -238,15 +263,14 @@ func runChassis(ctx context.Context, dir, host string, words []string) error {
 	c := chassis{spec: s, host: host}
 	switch line := strings.Join(words, " "); {
 	case line == "set power 0":
-		return errors.Join(c.note("off"), c.off(ctx))
+		_, err := c.obey(ctx, "off")
+		return err
 	case line == "set power 1":
-		noted := c.note("on")
-		_, err := c.on(ctx)
-		return errors.Join(noted, err)
+		_, err := c.obey(ctx, "on")
+		return err
 	case strings.HasPrefix(line, "set reset"):
-		noted := c.note("reset")
-		_, err := c.reset(ctx)
-		return errors.Join(noted, err)
+		_, err := c.obey(ctx, "reset")
+		return err
 	case strings.HasPrefix(line, "set shutdown"):
 		return errors.Join(c.note("shutdown"), c.shutdown())
 	case strings.HasPrefix(line, "set identify"):

@@ -19,6 +19,8 @@ const (
 	childChassis = childMark + "chassis" // one power command, for ipmi_sim
 	childGuard   = childMark + "guard"   // takes the lab down when its owner dies
 	childDog     = childMark + "dog"     // a host's watchdog device
+	childStrip   = childMark + "strip"   // a switched power strip
+	childOutlet  = childMark + "outlet"  // what hosts run to switch an outlet of it
 )
 
 // RunChild runs the lab's helper that this process was started as and does not
@@ -38,7 +40,7 @@ func RunChild() {
 func isChild() bool { return len(os.Args) > 1 && strings.HasPrefix(os.Args[1], childMark) }
 
 func runChild(word string, args []string) error {
-	need := map[string]int{childInit: 2, childStorage: 3, childBMC: 2, childChassis: 4, childGuard: 2, childDog: 2}
+	need := map[string]int{childInit: 2, childStorage: 3, childBMC: 2, childChassis: 4, childGuard: 2, childDog: 2, childStrip: 2, childOutlet: 3}
 	if n, ok := need[word]; !ok || len(args) < n {
 		return errors.New("started with wrong arguments")
 	}
@@ -53,6 +55,15 @@ func runChild(word string, args []string) error {
 		return runBMC(args[0], args[1])
 	case childChassis:
 		return runChassis(context.Background(), args[0], args[1], args[2:])
+	case childStrip:
+		return runStrip(args[0], args[1])
+	case childOutlet:
+		code, err := runOutlet(args[0], args[1], args[2])
+		if err != nil {
+			return err
+		}
+		os.Exit(code)
+		return nil
 	default:
 		return runGuard(args[0], args[1])
 	}

@@ -52,6 +52,9 @@ type Config struct {
 	// Watchdogs gives each host a watchdog device, at [HostWatchdog]. It is a
 	// machine's own: when it expires it resets the host, hung or not.
 	Watchdogs bool
+	// Feeds is the number of power supplies of each host, 0 to 2, each plugged into
+	// an outlet that can be switched. Without, a host has one that nobody switches.
+	Feeds int
 	// Programs returns what a host runs beside libvirtd. It is called once for
 	// each host before the first power-on; ConfigDir and DataDir exist by then.
 	Programs func(HostInfo) ([]Program, error)
@@ -79,6 +82,8 @@ type HostInfo struct {
 	BMCAdmin        string // an ADMINISTRATOR
 	BMCAdminSecret  string
 	BMCCipherSuites []int
+
+	Feeds []Feed // of a lab with [Config.Feeds]
 
 	ConfigDir string // seen from outside; the host sees it as [HostConfigDir]
 	DataDir   string // seen from outside; the host sees it as [HostDataDir]
@@ -129,6 +134,7 @@ type spec struct {
 	BMC    BMCKind
 	Locks  bool
 	OwnDir bool // Dir is ours to remove
+	Feeds  int  // of each host
 	// TwoStores says that hosts have a second shared storage.
 	TwoStores bool
 	// Watchdogs says that hosts have a watchdog device.
@@ -157,6 +163,9 @@ func newSpec(c Config) (*spec, error) {
 	if !prefixPattern.MatchString(c.Prefix) {
 		errs = append(errs, fmt.Errorf("prefix %q: want %s", c.Prefix, prefixPattern))
 	}
+	if c.Feeds < 0 || c.Feeds > maxFeeds {
+		errs = append(errs, fmt.Errorf("%d feeds: want 0 to %d", c.Feeds, maxFeeds))
+	}
 	errs = append(errs, checkDir(c.Dir))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -166,7 +175,7 @@ func newSpec(c Config) (*spec, error) {
 		return nil, err
 	}
 	s := &spec{
-		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks, TwoStores: c.TwoStores, Watchdogs: c.Watchdogs,
+		Prefix: c.Prefix, Dir: c.Dir, BMC: c.BMC, Locks: !c.NoLocks, TwoStores: c.TwoStores, Feeds: c.Feeds, Watchdogs: c.Watchdogs,
 		Cgroup: filepath.Join(root, c.Prefix),
 	}
 	if s.Dir == "" {
@@ -210,6 +219,7 @@ func (s *spec) newHost(i int, zones []string) HostInfo {
 		BMCUser:        "haven", BMCPassword: randomHex(6),
 		BMCAdmin: "admin", BMCAdminSecret: randomHex(6),
 		BMCCipherSuites: []int{3},
+		Feeds:           s.newFeeds(),
 		ConfigDir:       filepath.Join(s.hostDir(name), "etc-haven"),
 		DataDir:         filepath.Join(s.hostDir(name), "var-lib-haven"),
 		LogDir:          filepath.Join(s.hostDir(name), "log"),

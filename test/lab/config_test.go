@@ -58,7 +58,9 @@ func TestCheckPrograms(t *testing.T) {
 // that host N is where people look for it.
 func TestAddressPlan(t *testing.T) {
 	s := &spec{Dir: "/tmp/lab", BMC: BMCSim}
-	seen := map[string]string{"10.77.0.254": "operator", "10.78.0.254": "operator", "10.79.0.254": "operator"}
+	seen := map[string]string{
+		"10.77.0.254": "operator", "10.78.0.254": "operator", "10.79.0.254": "operator", stripAddress("a"): "strip a", stripAddress("b"): "strip b",
+	}
 	for i := 1; i <= maxHosts; i++ {
 		h := s.newHost(i, []string{"a", "b"})
 		for _, address := range []string{h.Address, h.StorageAddress, h.OOBAddress, h.BMCAddress} {

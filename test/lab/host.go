@@ -206,35 +206,13 @@ func (h *Host) StorageStatus(ctx context.Context) (StorageStatus, error) {
 }
 
 func (h *Host) startBMC(ctx context.Context) error {
-	s := h.lab.spec
-	if err := setLinks(s.netnsPath(bmcNS(h.Name)), true, oob); err != nil {
-		return err
-	}
-	if err := s.waitLeg(ctx, bmcNS(h.Name), oob); err != nil {
-		return err
-	}
-	if on, err := s.bmcCgroup(h.Name).populated(); on || err != nil {
-		return err
-	}
-	d, err := s.startBMC(ctx, h.HostInfo)
+	d, err := h.lab.spec.bmcOn(ctx, h.HostInfo)
 	h.lab.adopt(d)
 	return err
 }
 
 func (h *Host) killBMC(ctx context.Context, unplug bool) error {
-	ctx, cancel := context.WithTimeout(ctx, powerTimeout)
-	defer cancel()
-	s := h.lab.spec
-	if unplug {
-		if err := setLinks(s.netnsPath(bmcNS(h.Name)), false, oob); err != nil {
-			return err
-		}
-	}
-	group := s.bmcCgroup(h.Name)
-	if err := group.kill(); err != nil {
-		return err
-	}
-	return errors.Join(group.waitEmpty(ctx), group.thaw())
+	return h.lab.spec.bmcOff(ctx, h.Name, unplug)
 }
 
 // KillBMC ends the BMC's firmware; its address answers "port unreachable". The
@@ -267,10 +245,18 @@ func (h *Host) SlowBMC(d time.Duration) error {
 	return replaceFile(h.lab.spec.slowFile(h.Name), text)
 }
 
+// SulkBMC makes the BMC do nothing about power commands: it says that they are
+// done, or it refuses them. The power state that it tells is true.
+func (h *Host) SulkBMC(m BMCMood) error {
+	h.mark("BMC " + string(m))
+	return replaceFile(h.lab.spec.moodFile(h.Name), string(m))
+}
+
 // HealBMC ends every fault of the BMC and waits until it answers.
 func (h *Host) HealBMC(ctx context.Context) error {
 	h.mark("BMC healed")
-	return errors.Join(replaceFile(h.lab.spec.slowFile(h.Name), ""), h.lab.spec.bmcCgroup(h.Name).thaw(), h.startBMC(ctx))
+	s := h.lab.spec
+	return errors.Join(replaceFile(s.slowFile(h.Name), ""), replaceFile(s.moodFile(h.Name), string(BMCObeys)), h.lab.spec.bmcCgroup(h.Name).thaw(), h.startBMC(ctx))
 }
 
 // joinScript puts the shell into the host's cgroup and then becomes the command.

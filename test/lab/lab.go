@@ -110,6 +110,7 @@ func (l *Lab) build(ctx context.Context, c Config) error {
 		{"storage", func() error { return l.Each(func(h *Host) error { return h.startStorage(ctx) }) }},
 		{"watchdogs", func() error { return l.Each(func(h *Host) error { return h.startDog(ctx) }) }},
 		{"BMCs", func() error { return l.Each(func(h *Host) error { return h.startBMC(ctx) }) }},
+		{"power strips", func() error { return l.startStrips(ctx) }},
 		{"programs", func() error { return l.placePrograms(c.Programs) }},
 		{"power", func() error { return l.Each(func(h *Host) error { return h.PowerOn(ctx) }) }},
 		{"libvirt", func() error { return l.Each(func(h *Host) error { return h.WaitReady(ctx) }) }},
@@ -141,6 +142,9 @@ func (l *Lab) makeFiles(persist bool) error {
 		for _, g := range []cgroup{s.hostCgroup(h.Name), s.bmcCgroup(h.Name), s.storeCgroup(h.Name)} {
 			dirs = append(dirs, string(g))
 		}
+	}
+	for _, name := range s.feedNames() {
+		dirs = append(dirs, s.stripDir(name), string(s.stripCgroup(name)))
 	}
 	for _, d := range dirs {
 		if err := os.MkdirAll(d, 0o755); err != nil {

@@ -50,6 +50,9 @@ func (s *spec) buildNetwork(ctx context.Context) error {
 	for _, h := range s.Hosts {
 		wire(bmcNS(h.Name), oob, port(bmcNS(h.Name), oob))
 	}
+	for _, name := range s.feedNames() {
+		wire(stripNS(name), oob, port(stripNS(name), oob))
+	}
 	if err := ipBatch(ctx, "", names.String()); err != nil {
 		return fmt.Errorf("make network namespaces: %w", err)
 	}
@@ -85,6 +88,9 @@ func (s *spec) switchBatch() string {
 	for _, h := range s.Hosts {
 		plug(port(bmcNS(h.Name), oob), oob)
 	}
+	for _, name := range s.feedNames() {
+		plug(port(stripNS(name), oob), oob)
+	}
 	return b.String()
 }
 
@@ -100,6 +106,9 @@ func (s *spec) addressLegs(ctx context.Context) error {
 		errs = append(errs,
 			ipBatch(ctx, s.netns(h.Name), lo+leg(mgmt, h.Address)+leg(oob, h.OOBAddress)+leg(stor, h.StorageAddress)),
 			ipBatch(ctx, s.netns(bmcNS(h.Name)), lo+leg(oob, h.BMCAddress)))
+	}
+	for _, name := range s.feedNames() {
+		errs = append(errs, ipBatch(ctx, s.netns(stripNS(name)), lo+leg(oob, stripAddress(name))))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("give addresses: %w", err)

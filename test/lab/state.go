@@ -60,6 +60,9 @@ func (s *spec) namespaces() []string {
 	for _, h := range s.Hosts {
 		names = append(names, h.Name, bmcNS(h.Name))
 	}
+	for _, name := range s.feedNames() {
+		names = append(names, stripNS(name))
+	}
 	return names
 }
 

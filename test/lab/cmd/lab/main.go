@@ -1,7 +1,7 @@
 // Command lab builds a lab of real parts for people to play with, and breaks it
 // on request:
 //
-//	lab [-dir DIR] up [-hosts 3] [-bmc sim|go] [-nolocks] [-twostores]
+//	lab [-dir DIR] up [-hosts 3] [-bmc sim|go] [-nolocks] [-twostores] [-watchdogs] [-feeds 0]
 //	lab down | status
 //	lab power HOST on|off|mains|restore|shutdown
 //	lab hang HOST | unhang HOST
@@ -11,7 +11,8 @@
 //	lab switch off|on
 //	lab oneway FROM TO cut|heal
 //	lab storage|storage2 HOST|all ok|hang|eio|estale|ro|nospc|slow [DELAY]
-//	lab bmc HOST kill|unplug|hang|heal|slow [DELAY]
+//	lab bmc HOST kill|unplug|hang|heal|slow|ignores|refuses [DELAY]
+//	lab outlet HOST a|b on|off|stick|free
 //	lab guest NAME [HOST]              make it, and start it on HOST
 //	lab program HOST NAME kill|pause|resume|hold|stop|start
 //	lab exec HOST COMMAND...
@@ -48,7 +49,7 @@ func run() int {
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
 	dir := flags.String("dir", defaultDir, "state directory")
 	flags.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: lab [-dir DIR] up|down|status|power|hang|unhang|cut|heal|lose|flap|partition|whole|switch|oneway|storage|storage2|bmc|guest|program|exec …")
+		fmt.Fprintln(os.Stderr, "usage: lab [-dir DIR] up|down|status|power|hang|unhang|cut|heal|lose|flap|partition|whole|switch|oneway|storage|storage2|bmc|outlet|guest|program|exec …")
 		flags.PrintDefaults()
 	}
 	_ = flags.Parse(os.Args[1:]) // exits on error
@@ -116,9 +117,10 @@ func up(ctx context.Context, dir string, log *slog.Logger, args []string) error 
 	noLocks := flags.Bool("nolocks", false, "keep file locks to each host")
 	twoStores := flags.Bool("twostores", false, "give hosts a second shared storage")
 	watchdogs := flags.Bool("watchdogs", false, "give each host a watchdog device")
+	feeds := flags.Int("feeds", 0, "number of power supplies of each host whose outlets can be switched, 0 to 2")
 	_ = flags.Parse(args) // exits on error
 	l, err := lab.New(ctx, lab.Config{
-		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, TwoStores: *twoStores, Watchdogs: *watchdogs, Persist: true, Logger: log,
+		Dir: dir, Hosts: *hosts, BMC: lab.BMCKind(*bmc), NoLocks: *noLocks, TwoStores: *twoStores, Watchdogs: *watchdogs, Feeds: *feeds, Persist: true, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -168,6 +170,8 @@ func breakHost(ctx context.Context, h *lab.Host, verb string, args []string) err
 		return h.SecondStorage(ctx, lab.StorageMode(strings.Join(args, " ")))
 	case "bmc":
 		return bmc(ctx, h, args)
+	case "outlet":
+		return outlet(ctx, h, args)
 	case "lose":
 		return lose(ctx, h, args)
 	case "flap":
@@ -213,6 +217,8 @@ func bmc(ctx context.Context, h *lab.Host, args []string) error {
 		return h.HangBMC(ctx)
 	case "heal":
 		return h.HealBMC(ctx)
+	case "ignores", "refuses":
+		return h.SulkBMC(lab.BMCMood(args[0]))
 	case "slow":
 		if len(args) != 2 {
 			return errUsage
@@ -222,6 +228,19 @@ func bmc(ctx context.Context, h *lab.Host, args []string) error {
 			return err
 		}
 		return h.SlowBMC(d)
+	}
+	return errUsage
+}
+
+func outlet(ctx context.Context, h *lab.Host, args []string) error {
+	if len(args) != 2 {
+		return errUsage
+	}
+	switch feed := args[0]; args[1] {
+	case "on", "off":
+		return h.SwitchOutlet(ctx, feed, args[1] == "on")
+	case "stick", "free":
+		return h.StickOutlet(feed, args[1] == "stick")
 	}
 	return errUsage
 }
