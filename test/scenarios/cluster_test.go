@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -21,7 +22,6 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/pki"
 	"github.com/haven-ha/haven/internal/tlsmux"
-	"github.com/haven-ha/haven/storagebeat"
 	"github.com/haven-ha/haven/test/lab"
 )
 
@@ -40,7 +40,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	build := exec.Command("go", "build", "-o", dir, "github.com/haven-ha/haven/cmd/havend", "github.com/haven-ha/haven/cmd/haven-helper")
+	build := exec.Command("go", "build", "-o", dir, "github.com/haven-ha/haven/cmd/havend", "github.com/haven-ha/haven/cmd/haven-helper", "github.com/haven-ha/haven/cmd/haven")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -62,7 +62,11 @@ type site struct {
 // for the start-up grace: minutes of waiting would prove nothing more.
 type options struct {
 	hosts     int
-	fencing   string // one more key of the section fencing
+	fencing   string // more keys of the section fencing
+	action    string // what is done to a failed host; empty is off
+	levels    string // the ladder; empty is [[bmc]]
+	bmc       string // more keys of the devices called bmc
+	feeds     int    // switched power supplies of each host: devices psu-a and psu-b
 	more      string // more sections
 	twoStores bool
 	// watchdog arms each host's watchdog device on these terms, such as "timeout: 3s,
@@ -93,7 +97,7 @@ func newSite(t testing.TB, o options) *site {
 	}
 	infos := make([]lab.HostInfo, 0, o.hosts)
 	s.lab, err = lab.New(t.Context(), lab.Config{
-		Hosts: o.hosts, TwoStores: o.twoStores, Watchdogs: o.watchdog != "",
+		Hosts: o.hosts, TwoStores: o.twoStores, Watchdogs: o.watchdog != "", Feeds: o.feeds,
 		Programs: func(h lab.HostInfo) ([]lab.Program, error) {
 			// Each host's file names all hosts, so it is written when all are known.
 			if infos = append(infos, h); len(infos) == o.hosts {
@@ -144,7 +148,7 @@ func (s *site) writeConfigs(infos []lab.HostInfo, o options, gossip string) erro
 		stores = o.stores
 	}
 	if o.watchdog != "" {
-		o.fencing += fmt.Sprintf("\n  watchdog: {device: %s, %s}", lab.HostWatchdog, o.watchdog)
+		o.fencing += fmt.Sprintf("\nwatchdog: {device: %s, %s}", lab.HostWatchdog, o.watchdog)
 	}
 	var y strings.Builder
 	fmt.Fprintf(&y, `
@@ -156,16 +160,16 @@ log: {level: debug}
 heartbeat: {stores: [%s]}
 detection: {%s}
 fencing:
-  action: off
-  levels: [[bmc]]
-  devices: {bmc: {driver: ipmi}}
-  %s
+  action: %s
+  levels: %s
+  devices: {%s}
+%s
 %s
 hosts:
-`, stores, shortGrace, o.fencing, o.more)
+`, stores, shortGrace, cmp.Or(o.action, "off"), cmp.Or(o.levels, "[[bmc]]"), strings.Join(o.devices(infos[0]), ", "),
+		indent(o.fencing), o.more)
 	for _, h := range infos {
-		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {bmc: {address: %s, username: %s, password_file: /etc/haven/bmc-%s.password}}}}\n",
-			h.Name, h.Address, h.BMCAddress, h.BMCUser, h.Name)
+		fmt.Fprintf(&y, "  %s: {address: %s, fencing: {devices: {%s}}}\n", h.Name, h.Address, strings.Join(o.ownDevices(h), ", "))
 	}
 	files := map[string]string{
 		"haven.yaml": y.String(), "gossip.key": gossip + "\n", "ca.pem": string(s.ca.Pair().Cert), "helper.password": "lab-helper\n",
@@ -192,17 +196,49 @@ hosts:
 	return nil
 }
 
+// indent puts keys under a section.
+func indent(keys string) string {
+	return "  " + strings.Join(strings.Split(keys, "\n"), "\n  ")
+}
+
+func (o options) climbs(device string) bool {
+	return strings.Contains(cmp.Or(o.levels, "[[bmc]]"), device)
+}
+
+// devices are what the fence devices of all hosts have in common.
+func (o options) devices(one lab.HostInfo) (all []string) {
+	if o.climbs("bmc") {
+		all = append(all, "bmc: {"+strings.TrimSuffix("driver: ipmi, "+o.bmc, ", ")+"}")
+	}
+	for _, f := range one.Feeds {
+		all = append(all, fmt.Sprintf(
+			"psu-%s: {driver: command, command: {program: %s, arguments: [\"haven-lab:outlet\", \"{address}\", \"{action}\", \"{host}\"], exit_on: %d, exit_off: %d}}",
+			f.Name, f.Program, lab.OutletOn, lab.OutletOff))
+	}
+	return all
+}
+
+// ownDevices are what a host's fence devices have of their own.
+func (o options) ownDevices(h lab.HostInfo) (all []string) {
+	if o.climbs("bmc") {
+		all = append(all, fmt.Sprintf("bmc: {address: %s, username: %s, password_file: /etc/haven/bmc-%s.password}", h.BMCAddress, h.BMCUser, h.Name))
+	}
+	for _, f := range h.Feeds {
+		all = append(all, fmt.Sprintf("psu-%s: {address: %s}", f.Name, f.Strip))
+	}
+	return all
+}
+
+// initStore makes a store as an operator does. The child that does the work must not
+// be a child of this process: it ends with the thread that started it, and here
+// threads end that were in a namespace.
 func (s *site) initStore(export string) {
 	s.t.Helper()
 	path := filepath.Join(export, ".haven")
 	s.ok(os.MkdirAll(path, 0o755))
-	child, err := storagebeat.NewChild(storagebeat.ChildConfig{
-		Command: []string{binaries + "/havend", "store-child"}, Path: path, Cluster: "lab", Timeout: 10 * time.Second,
-	})
-	s.ok(err)
-	_, err = child.Init(s.t.Context(), storagebeat.InitOptions{Cluster: "lab"})
-	s.ok(err)
-	s.ok(child.Close())
+	if out, err := exec.CommandContext(s.t.Context(), binaries+"/haven", "store", "init", path, "--cluster", "lab").CombinedOutput(); err != nil {
+		s.t.Fatalf("init store: %v\n%s", err, out)
+	}
 }
 
 // seat is the operator's network.
