@@ -42,6 +42,8 @@ var ranks = map[string]int{
 	// The kinds of stores that a program is built with.
 	"internal/stores": 5,
 
+	"internal/pill": 4, // decides over what storagebeat read
+
 	"internal/flight":  4, // recordings of the judge
 	"internal/numbers": 4, // the judge's, from the configuration
 

@@ -45,7 +45,8 @@ func (m *Monitor) takeMail(start time.Time, c Contents) {
 }
 
 // Post seals a pill for this store and puts it into its host's mailbox. It fails
-// while it is not known which store this is.
+// while it is not known which store this is. An end of ctx does not break off a
+// write, which would cost the beats their child process; that has its own bound.
 func (m *Monitor) Post(ctx context.Context, p Pill, key []byte) error {
 	mailer, ok := m.dev.(Mailer)
 	if !ok {
@@ -65,7 +66,10 @@ func (m *Monitor) Post(ctx context.Context, p Pill, key []byte) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.Timeout)
 	defer cancel()
 	if err := mailer.WritePill(ctx, RawPill{Host: p.Host, Data: data}); err != nil {
 		return fmt.Errorf("store %s: %w", m.cfg.Store, err)

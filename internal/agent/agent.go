@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -52,6 +53,7 @@ type Agent struct {
 	recorder  *flight.Recorder // nil: nothing is recorded
 	power     *power
 	relays    *relays
+	pills     *pills
 	// ownFences are the devices by this agent's own way; d.Fences has both ways.
 	ownFences map[haven.HostID][][]FenceDevice
 	ev        *evidence
@@ -123,6 +125,9 @@ func New(d Deps) (a *Agent, err error) {
 	a.lists = newBeatLists(max(inventoryFresh, 2*d.Config.Heartbeat.Interval))
 	if a.detector, err = detector.New(numbers.Of(d.Config)); err != nil {
 		return nil, fmt.Errorf("set up judgement: %w", err)
+	}
+	if a.pills, err = newPills(d.Config.Cluster, d.GossipKeys); err != nil {
+		return nil, err
 	}
 	if err = a.openRecorder(); err != nil {
 		return nil, err
@@ -256,6 +261,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.d.Hypervisor != nil {
 		part("VM manager", quietly(a.d.Hypervisor.Run))
 		part("orders", quietly(a.executor.Run))
+	}
+	if len(a.monitors) > 0 {
+		part("poison pills", quietly(a.pillLoop))
+	}
+	if slices.ContainsFunc(a.cfg.HostIDs(), a.obeysPills) {
+		part("poison pills of others", quietly(a.withdrawLoop))
 	}
 	part("inventory", quietly(a.watch.run))
 	if a.d.Notifier != nil {
@@ -518,7 +529,7 @@ func (a *Agent) beat() storagebeat.Beat {
 	master, _ := a.master()
 	return storagebeat.Beat{
 		Term: a.term(), Master: master, KnowsLedger: a.ledger.Generation() > 0 || a.election.HasLedger(),
-		Isolated: a.saysIsolated(), Releasing: releasing, Left: a.leaving(), VMs: vms, Complete: whole,
+		Isolated: a.saysIsolated(), Releasing: releasing, Resetting: a.resetting(), Left: a.leaving(), VMs: vms, Complete: whole,
 		Watchdog: a.dog.inBeat(),
 	}
 }

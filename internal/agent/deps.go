@@ -59,6 +59,9 @@ type Deps struct {
 	Echo Echo
 	// Watchdog is the host's; nil for none.
 	Watchdog *Watchdog
+	// Reset resets this machine at once, without a word to anything that could hang;
+	// nil where it must not. It comes back only when it failed.
+	Reset func() error
 	// Boottime counts while the machine is suspended.
 	Boottime func() time.Duration
 	// Local is where operators on this host come in; nil for nowhere.

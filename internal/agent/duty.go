@@ -379,7 +379,9 @@ func (a *Agent) perform(ctx context.Context, m *mastery, act recovery.Act) {
 	d := recovery.Done{Act: act, Begun: time.Now()}
 	switch act := act.(type) {
 	case recovery.Fence:
+		told := a.poison(ctx, m, act)
 		a.performFence(ctx, m, act, &d)
+		withPill(&d, told)
 	case recovery.PowerOn:
 		a.performPowerOn(ctx, m, act, &d)
 	case recovery.Blink:
@@ -512,6 +514,11 @@ func (a *Agent) mayFence(ctx context.Context, m *mastery, act recovery.Fence) er
 	if err := a.verified(ctx, m); err != nil {
 		return err
 	}
+	return a.fenceStands(act)
+}
+
+// fenceStands says why the ledger or the judgement is not for an attempt any more.
+func (a *Agent) fenceStands(act recovery.Fence) error {
 	stands := false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		in := s.Incidents[act.Incident]

@@ -156,6 +156,9 @@ func (r Real) openHost(d *Deps, closers *[]func() error) error {
 	*closers = append(*closers, func() error { virt.Close(); return nil })
 	hyp := libvirt.Hypervisor{Client: virt, AsideDir: filepath.Join(cfg.DataDir, "set-aside")}
 	d.Hypervisor, d.Stopper = hyp, hyp
+	if self, _ := cfg.Host(r.Host); self.Fencing.PoisonPill {
+		d.Reset = resetMachine
+	}
 	probe, err := storagebeat.NewChild(storagebeat.ChildConfig{Command: r.StoreChild, Timeout: probeChildTimeout})
 	if err != nil {
 		return fmt.Errorf("set up disk probes: %w", err)

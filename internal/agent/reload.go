@@ -39,7 +39,10 @@ func (a *Agent) Reload(configuration error) (problems []error) {
 		keys, err := a.d.RereadGossipKeys()
 		if err == nil {
 			var other bool
-			if other, err = a.cluster.SetKeys(keys); other {
+			if other, err = a.cluster.SetKeys(keys); err == nil {
+				err = a.pills.keys.set(a.cfg.Cluster, keys)
+			}
+			if other {
 				changed++
 				a.log.Info("gossip keys were read again and are others now", "keys", a.cluster.Keys())
 			}

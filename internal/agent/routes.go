@@ -60,6 +60,12 @@ func (a *Agent) peerRoutes() []api.Route {
 		host("POST "+client.PathPermit, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.PermitRequest) (client.PermitAnswer, error) {
 			return a.Permit(ctx, from, *q)
 		})),
+		host("POST "+client.PathPill, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.PillRequest) (client.PillAnswer, error) {
+			return a.PillStands(ctx, from, *q)
+		})),
+		host("POST "+client.PathPillLeave, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *client.LeavePillRequest) (client.LeavePillAnswer, error) {
+			return a.LeavePill(ctx, from, *q)
+		})),
 		host("POST "+client.PathPromise, client.MaxSmallBytes, taking(func(ctx context.Context, from haven.HostID, q *election.PromiseRequest) (election.PromiseReply, error) {
 			return a.election.Promises().Request(ctx, from, a.cfg.HostIDs(), *q)
 		})),

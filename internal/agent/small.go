@@ -37,7 +37,7 @@ func (a *Agent) recoveryConfig() recovery.Config {
 	for _, id := range a.cfg.HostIDs() {
 		h, _ := a.cfg.Host(id)
 		rc.Actions[id] = h.Fencing.Action
-		rc.Devices[id] = len(a.d.Fences[id]) > 0
+		rc.Devices[id] = len(a.d.Fences[id]) > 0 || h.Fencing.PoisonPill
 		rc.HostCaps[id] = fencing.Limit{Count: h.Fencing.Limit.Count, Window: h.Fencing.Limit.Window}
 		rc.ManualRelease[id] = a.manualRelease(id)
 		rc.StopsIsolated[id] = h.Response.Isolation != config.IsolationLeave

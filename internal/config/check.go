@@ -76,6 +76,7 @@ func (k *checker) relations() {
 	k.addresses()
 	k.fencing()
 	k.watchdogs()
+	k.pills()
 	k.massFailure()
 }
 

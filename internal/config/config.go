@@ -133,6 +133,7 @@ type Fencing struct {
 	Levels        [][]string // names of devices; all of one level must succeed
 	CheckInterval time.Duration
 	VerifyTimeout time.Duration
+	PoisonPill    bool
 	Devices       map[string]Device // the defaults that hosts build upon
 	Watchdog      Watchdog          // of each host that has none of its own
 }
@@ -246,6 +247,9 @@ type HostFencing struct {
 	Limit   HostLimit
 	Levels  [][]string // none for a witness
 	Devices map[string]Device
+	// PoisonPill says that the host resets itself when it finds a pill for it on a
+	// store. It is never set for a witness, which has no mailbox.
+	PoisonPill bool
 	// Watchdog is the host's own; none for a witness.
 	Watchdog Watchdog
 }

@@ -160,10 +160,13 @@ func (f *Fencing) keys(actions []haven.FenceAction) []field {
 		levels("levels", &f.Levels, "The ladder. Levels are tried in this order; all devices of a level must succeed. Two power supplies are one level of two devices."),
 		duration("check_interval", &f.CheckInterval, 10*time.Second, 4*time.Minute, "Time between two background readings of each device. They find a wrong password today, and make a device trusted: one that said on within the last ten minutes, while its host lived."),
 		duration("verify_timeout", &f.VerifyTimeout, 40*time.Second, 10*time.Minute, "How long one device is given to be read off, power commands that are sent again included, before the next level is tried. Slow boards need 10 s, and report it 20 s late."),
+		poisonPill(&f.PoisonPill, "Whether a host resets itself at once when it finds a pill in its mailbox on a store: a word of the master that wants it fenced. It asks a master first when it reaches one. That a pill was written proves nothing; the proof is the watchdog's time, or the host's next boot. It needs a store and fencing.watchdog."),
 		deviceTable(f.Devices, nil, "Defaults for the devices that hosts have, by name."),
 		section("watchdog", "The host's own watchdog device, whose firing is a proof by time where no fence device answers: operations.md tells what arming it means. Off by default; it needs a store.", f.Watchdog.keys()),
 	}
 }
+
+func poisonPill(dst *bool, doc string) field { return boolean("poison_pill", dst, doc) }
 
 func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) field {
 	later := slices.DeleteFunc(
@@ -260,7 +263,7 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 		ID: haven.HostID(n), Role: haven.RoleHypervisor,
 		Fencing: HostFencing{
 			Action: c.Fencing.Action, Release: c.Fencing.Release, Limit: c.Fencing.Limit.PerHost, Levels: c.Fencing.Levels,
-			Devices: maps.Clone(c.Fencing.Devices), Watchdog: c.Fencing.Watchdog,
+			Devices: maps.Clone(c.Fencing.Devices), Watchdog: c.Fencing.Watchdog, PoisonPill: c.Fencing.PoisonPill,
 		},
 		Response: HostResponse{Isolation: c.Response.Isolation.Action, StorageLost: c.Response.StorageLost.Action},
 	}
@@ -276,6 +279,7 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 				duration("window", &h.Fencing.Limit.Window, time.Minute, 7*24*time.Hour, "Length of the window, which slides."),
 			}),
 			levels("levels", &h.Fencing.Levels, "As fencing.levels."),
+			poisonPill(&h.Fencing.PoisonPill, "As fencing.poison_pill."),
 			section("watchdog", "What differs for this host's watchdog; fencing.watchdog stands for the rest.", h.Fencing.Watchdog.keys()),
 			deviceTable(h.Fencing.Devices, c.Fencing.Devices, "The host's devices. Keys that are not given come from the cluster's device of the same name."),
 		}),

@@ -110,6 +110,9 @@ type Host struct {
 	creds *pki.Credentials
 	pair  pki.Pair
 	hung  atomic.Pointer[chan struct{}] // storage hangs until it is closed
+	// readOnly is set while the machine can read the store, and write nothing.
+	readOnly atomic.Bool
+	resets   atomic.Int64
 
 	booting sync.Mutex // one boot at a time
 
@@ -486,6 +489,9 @@ func (h *Host) deps(boot haven.BootID) (d agent.Deps, closeAll func(), err error
 		d.UUID = c.opts.UUID(h.ID)
 	}
 	d.Stopper = h.Machine.Hypervisor()
+	if self, _ := c.config.Host(h.ID); self.Fencing.PoisonPill {
+		d.Reset = h.reset
+	}
 	d.Secrets = config.NewSecrets(log)
 	if d.State, d.Incarnation, err = agent.OpenIdentity(dir); err != nil {
 		return d, nil, err
@@ -620,10 +626,28 @@ func (g *gatedDevice) ReadAll(ctx context.Context) (storagebeat.Contents, error)
 
 // Write writes a beat.
 func (g *gatedDevice) Write(ctx context.Context, b storagebeat.RawBeat) error {
-	if err := g.gate(ctx); err != nil {
+	if err := g.mayWrite(ctx); err != nil {
 		return err
 	}
 	return g.Child.Write(ctx, b)
+}
+
+// WritePill writes a pill.
+func (g *gatedDevice) WritePill(ctx context.Context, p storagebeat.RawPill) error {
+	if err := g.mayWrite(ctx); err != nil {
+		return err
+	}
+	return g.Child.WritePill(ctx, p)
+}
+
+func (g *gatedDevice) mayWrite(ctx context.Context) error {
+	if err := g.gate(ctx); err != nil {
+		return err
+	}
+	if g.h.readOnly.Load() {
+		return errors.New("the storage is read-only")
+	}
+	return nil
 }
 
 // diskProbe stands for the reading of VM disks, which are on the store.

@@ -1,0 +1,291 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/pill"
+	"github.com/haven-ha/haven/internal/recovery"
+	"github.com/haven-ha/haven/storagebeat"
+)
+
+// postbox is a store with a mailbox for one host, which it can read and not write.
+type postbox struct {
+	id storagebeat.Identity
+
+	mu    sync.Mutex
+	host  haven.HostID
+	data  []byte
+	last  storagebeat.Beat // that was tried
+	wrote []storagebeat.Pill
+	err   error // of a write of a pill
+}
+
+var errReadOnly = errors.New("read-only storage")
+
+func newPostbox(host haven.HostID) *postbox {
+	return &postbox{host: host, id: storagebeat.Identity{ID: storagebeat.StoreID{1}, Cluster: "prod-a"}}
+}
+
+func (b *postbox) ReadAll(context.Context) (storagebeat.Contents, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := storagebeat.Contents{Identity: b.id}
+	if b.data != nil {
+		c.Pills = []storagebeat.RawPill{{Host: b.host, Data: bytes.Clone(b.data)}}
+	}
+	return c, nil
+}
+
+func (b *postbox) Write(_ context.Context, raw storagebeat.RawBeat) error {
+	beat, err := storagebeat.Decode(raw.Data)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = beat
+	return errReadOnly
+}
+
+func (b *postbox) WritePill(_ context.Context, raw storagebeat.RawPill) error {
+	p, err := storagebeat.DecodePillAt(b.id.ID, raw)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.wrote = append(b.wrote, p)
+	}
+	return b.err
+}
+
+func (b *postbox) beat() storagebeat.Beat {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.last
+}
+
+// leave puts a pill into the mailbox, sealed by a's key unless that is left out.
+func (b *postbox) leave(t *testing.T, a *Agent, sealed bool, change func(*storagebeat.Pill)) {
+	t.Helper()
+	p := storagebeat.Pill{
+		Store: b.id.ID, Host: b.host, Boot: a.d.Boot, Incident: "i1", Attempt: 1, Term: haven.Term{Generation: 1, Term: 5}, By: "kvm-02",
+	}
+	if change != nil {
+		change(&p)
+	}
+	var err error
+	if sealed {
+		p, err = p.Sealed(a.pills.keys.all()[0])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := storagebeat.EncodePill(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.data = data
+}
+
+// lines keeps what is logged.
+type lines struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+// pilled is a host that runs with a postbox and reaches nobody, and what it counts
+// of its resets.
+func pilled(t *testing.T, last byte, enabled bool) (a *Agent, box *postbox, log *lines, resets chan time.Time) {
+	t.Helper()
+	d := partsWith(t, last, 2)
+	box, log, resets = newPostbox(d.Host), &lines{}, make(chan time.Time, 100)
+	self := d.Config.Hosts[d.Host]
+	self.Fencing.PoisonPill = enabled
+	d.Config.Hosts[d.Host] = self
+	d.Stores = []Store{{Name: "nfs1", Device: box}}
+	d.Reset = func() error { resets <- time.Now(); return errors.New("it is a test") }
+	d.Log = slog.New(slog.NewTextHandler(log, nil))
+	return run(t, d), box, log, resets
+}
+
+// eventually waits for something that takes seconds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 3000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
+
+// TestHostThatIsCutOffObeys: a host that reads its store, writes nothing there and
+// reaches no master resets itself because of a pill for its present boot, and of no
+// other one. Its last beat says so. A reset that fails is tried again for as long as
+// the pill lies there.
+func TestHostThatIsCutOffObeys(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute in real time")
+	}
+	a, box, log, resets := pilled(t, 71, true)
+	ignored := func(why string) {
+		t.Helper()
+		eventually(t, "a line that says "+why, func() bool { return strings.Contains(log.String(), why) })
+	}
+	box.leave(t, a, true, func(p *storagebeat.Pill) { p.Boot = "the boot before" })
+	ignored("it is for boot the boot before")
+	box.leave(t, a, false, nil)
+	ignored("does not bear the seal")
+	time.Sleep(pill.DefaultPatience + time.Second)
+	if n := len(resets); n > 0 || a.resetting() {
+		t.Fatalf("%d resets by pills that are not for it", n)
+	}
+	left := time.Now()
+	box.leave(t, a, true, nil)
+	select {
+	case at := <-resets:
+		if took := at.Sub(left); took < pill.DefaultPatience {
+			t.Errorf("obeyed after %s", took)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it was not obeyed")
+	}
+	if b := box.beat(); !b.Resetting || b.Left != haven.LeaveNone {
+		t.Errorf("the last beat says %+v", b)
+	}
+	if !a.resetting() || !strings.Contains(log.String(), "a poison pill is obeyed") {
+		t.Error("nothing is said about it")
+	}
+	select {
+	case <-resets:
+	case <-time.After(3 * resetAgain):
+		t.Fatal("a reset that failed is not tried again")
+	}
+	box.leave(t, a, true, func(p *storagebeat.Pill) { p.Withdrawn = true })
+	eventually(t, "the end of it", func() bool { return !a.resetting() })
+}
+
+// P4: a host whose configuration does not name it obeys no pill, and says so.
+func TestPillIsOffByDefault(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds in real time")
+	}
+	a, box, log, resets := pilled(t, 72, false)
+	box.leave(t, a, true, nil)
+	eventually(t, "a line about it", func() bool { return strings.Contains(log.String(), "fencing.poison_pill is off for this host") })
+	time.Sleep(pill.DefaultPatience + time.Second)
+	if n := len(resets); n > 0 || a.resetting() {
+		t.Errorf("%d resets", n)
+	}
+}
+
+// P3: only the master of the moment has a pill left on other agents' stores, for
+// another host, and it is asked right before.
+func TestDelegateLeavesPillsForTheMasterOnly(t *testing.T) {
+	d := partsWith(t, 73, 2)
+	box := newPostbox(d.Host)
+	d.Stores = []Store{{Name: "nfs1", Device: box}}
+	a := run(t, d)
+	q := client.LeavePillRequest{Host: "kvm-02", Boot: "b", Incident: "i", Attempt: 1, Term: haven.Term{Generation: 1, Term: 1}}
+	if ans, err := a.LeavePill(t.Context(), "kvm-02", q); !errors.Is(err, haven.ErrNotMaster) {
+		t.Errorf("for one that is not the master: %+v, %v", ans, err)
+	}
+	if ans, err := a.PillStands(t.Context(), "kvm-02", client.PillRequest{Boot: "b", Incident: "i", Attempt: 1}); !errors.Is(err, haven.ErrNotMaster) {
+		t.Errorf("a question to one that is not the master: %+v, %v", ans, err)
+	}
+	if len(box.wrote) > 0 {
+		t.Errorf("wrote %+v", box.wrote)
+	}
+	// What it writes for a master is sealed, and in its own name.
+	eventually(t, "the store to be read", func() bool { return !a.monitors[0].Mailbox().Read.IsZero() })
+	p := a.postHere(t.Context(), storagebeat.Pill{Host: "kvm-02", Boot: "b", Incident: "i", Attempt: 1, Term: q.Term})
+	if len(p.stores) != 1 || p.open || len(box.wrote) != 1 {
+		t.Fatalf("%+v, %+v", p, box.wrote)
+	}
+	if w := box.wrote[0]; w.By != d.Host || w.Host != "kvm-02" || !w.SealedBy(a.pills.keys.all()...) {
+		t.Errorf("wrote %+v", w)
+	}
+	for name, tc := range map[string]struct {
+		err  error
+		open bool
+	}{
+		"no mailbox":       {storagebeat.ErrNoMailbox, false},
+		"a newer pill":     {storagebeat.ErrNewerPill, false},
+		"a store in doubt": {storagebeat.ErrTimeout, true},
+	} {
+		box.err = tc.err
+		p := a.postHere(t.Context(), storagebeat.Pill{Host: "kvm-02", Boot: "b", Incident: "i", Attempt: 1, Term: q.Term})
+		if len(p.stores) != 0 || len(p.failed) != 1 || p.open != tc.open {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}
+
+// What happened to a pill is told with the end of a fence attempt that proved
+// nothing, and never makes one that did wait (P2).
+func TestPillIsTold(t *testing.T) {
+	why := errors.New("no answer")
+	d := recovery.Done{Err: why}
+	withPill(&d, func() string { return "a poison pill lies on nfs1" })
+	if !errors.Is(d.Err, why) || d.Err.Error() != "no answer; a poison pill lies on nfs1" || d.Proof != nil {
+		t.Errorf("%v", d.Err)
+	}
+	proved := recovery.Done{Proof: &haven.Proof{Kind: haven.ProofPowerOff}}
+	withPill(&proved, func() string { t.Error("waited for"); return "" })
+	none := recovery.Done{Err: why}
+	if withPill(&none, func() string { return "" }); none.Err != why { //nolint:errorlint // the very same one
+		t.Errorf("%v", none.Err)
+	}
+}
+
+// The pills that a master keeps in mind are those that it left last.
+func TestLeftPills(t *testing.T) {
+	p, err := newPills("prod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mastery{}
+	old := leftPill{m: m, act: recovery.Fence{Host: "a", N: 1}}
+	p.keep(old)
+	next := leftPill{m: m, act: recovery.Fence{Host: "a", N: 2}}
+	p.keep(next)
+	p.change(old, true) // Its end comes late, and is not that of the next one.
+	if all := p.take(); len(all) != 1 || all[0].act.N != 2 {
+		t.Errorf("%+v", all)
+	}
+	next.tried = time.Now()
+	p.change(next, false)
+	if all := p.take(); len(all) != 1 || all[0].tried.IsZero() {
+		t.Errorf("%+v", all)
+	}
+	p.change(next, true)
+	if all := p.take(); len(all) != 0 {
+		t.Errorf("%+v", all)
+	}
+}
