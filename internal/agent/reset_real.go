@@ -30,7 +30,7 @@ func resetMachine() error {
 	if rerr := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); rerr != nil {
 		err = errors.Join(err, fmt.Errorf("reboot: %w", rerr))
 	}
-	time.Sleep(resetTakes)
+	<-time.After(resetTakes)
 	return errors.Join(err, errors.New("the machine still runs"))
 }
 
@@ -51,7 +51,7 @@ func pullTrigger() error {
 	}
 	_, err = f.WriteString("b")
 	if err == nil {
-		time.Sleep(resetTakes) // It should not come back from that.
+		<-time.After(resetTakes) // It should not come back from that.
 	}
 	return errors.Join(err, f.Close())
 }

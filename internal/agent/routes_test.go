@@ -35,6 +35,8 @@ var rights = map[string]string{
 	"POST /v1/agent/confirm":                "host",
 	"POST /v1/agent/power":                  "host",
 	"POST /v1/agent/power/permit":           "host",
+	"POST /v1/agent/pill":                   "host",
+	"POST /v1/agent/pill/leave":             "host",
 	"POST /v1/agent/promise":                "host",
 	"POST /v1/agent/withdrawn":              "host",
 	"GET /v1/members":                       "host viewer operator admin local",

@@ -200,8 +200,7 @@ func (w *twin) obeys(now time.Time, in Input) bool {
 	}
 	// Going back, for how long has just this pill been the one, without a gap?
 	since, said := now, false
-	for i := len(w.past) - 1; i >= 0; i-- {
-		p := w.past[i]
+	for i, p := range slices.Backward(w.past) {
 		if !w.chosen(p, *best, i) {
 			break
 		}
