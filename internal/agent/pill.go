@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -74,6 +75,16 @@ func (k *pillKeys) all() [][]byte {
 // purpose: a watchdog is not petted.
 func (a *Agent) resetting() bool { return a.pills.resets.Load() }
 
+// errResetting is why a watchdog is not petted by a host that obeys a pill.
+var errResetting = errors.New("this host obeys a poison pill and resets itself")
+
+func (a *Agent) setResetting(now bool) {
+	a.pills.resets.Store(now)
+	if a.dog != nil {
+		a.dog.held.Store(now)
+	}
+}
+
 // obeysPills says whether a host is configured to.
 func (a *Agent) obeysPills(id haven.HostID) bool {
 	h, ok := a.cfg.Host(id)
@@ -118,7 +129,7 @@ func (w *pillWatch) look(ctx context.Context, now time.Time) {
 	for _, i := range out.Ignored {
 		w.ignored(i)
 	}
-	w.a.pills.resets.Store(out.Obey != nil)
+	w.a.setResetting(out.Obey != nil)
 	switch {
 	case out.Obey != nil:
 		w.obey(now, *out.Obey, out.Why)

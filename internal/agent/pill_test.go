@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing/watchdog"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/pill"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -287,5 +288,26 @@ func TestLeftPills(t *testing.T) {
 	p.change(next, true)
 	if all := p.take(); len(all) != 0 {
 		t.Errorf("%+v", all)
+	}
+}
+
+// A host that resets itself pets its watchdog no more: a reset that hangs is ended
+// by that. When the pill is taken back before, it is petted again.
+func TestResettingHostPetsNoWatchdog(t *testing.T) {
+	bench := &benchDog{open: true}
+	a := &Agent{pills: &pills{}, dog: &dog{device: bench}}
+	for _, tc := range []struct {
+		resets bool
+		pets   int
+	}{{false, 1}, {true, 1}, {true, 1}, {false, 2}} {
+		a.setResetting(tc.resets)
+		done := a.dog.act(watchdog.Output{Do: watchdog.Pet})
+		if bench.pets != tc.pets || errors.Is(done.Err, errResetting) != tc.resets || a.resetting() != tc.resets {
+			t.Errorf("resetting %t: %d pets, want %d; %v", tc.resets, bench.pets, tc.pets, done.Err)
+		}
+	}
+	none := &Agent{pills: &pills{}}
+	if none.setResetting(true); !none.resetting() {
+		t.Error("a host without a watchdog does not reset itself")
 	}
 }

@@ -55,6 +55,8 @@ type dog struct {
 	device WatchdogDevice
 
 	out atomic.Pointer[watchdog.Output]
+	// held is set while this host resets itself: then it is to end, be it by the dog.
+	held atomic.Bool
 
 	mu      sync.Mutex
 	in      watchdog.Input
@@ -176,7 +178,9 @@ func (k *dog) act(out watchdog.Output) (done watchdog.Done) {
 	case watchdog.SetTimeout:
 		done.Timeout, done.Err = k.device.SetTimeout(out.Timeout)
 	case watchdog.Pet:
-		done.Err = k.device.Pet()
+		if done.Err = errResetting; !k.held.Load() {
+			done.Err = k.device.Pet()
+		}
 	case watchdog.Stop:
 		done.Err = k.device.MagicClose()
 		k.device = nil
