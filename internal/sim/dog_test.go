@@ -196,6 +196,11 @@ func TestDogSeeds(t *testing.T) {
 			t.Parallel()
 			s := chaos(seed)
 			s.Dogs = true
+			script := s.Script
+			s.Script = func(c *sim.Cluster) {
+				script(c)
+				t.Logf("%d hosts of seed %d were reset by their watchdogs", c.Count(sim.DogFired), seed)
+			}
 			run(t, s)
 		})
 	}

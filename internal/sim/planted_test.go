@@ -36,6 +36,12 @@ func TestPlanted(t *testing.T) {
 		{"power commands without permission", []string{"P4"}, sim.Scenario{VMs: 3, Unsettled: true, Wrap: shootAtSight, Script: func(c *sim.Cluster) {
 			c.Sleep(time.Minute)
 		}}},
+		{"watchdogs say that they reset, and do not", []string{"P1", "P2"}, sim.Scenario{VMs: 3, Dogs: true, Unsettled: true, Wrap: tameDogs, Script: func(c *sim.Cluster) {
+			h := c.Slave()
+			sim.Kill(h.BMC)
+			c.Silence(h, true)
+			c.Sleep(time.Minute)
+		}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -48,6 +54,38 @@ func TestPlanted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tameDogs makes devices keep a timeout of a minute, whatever they are told and say.
+func tameDogs(_ *sim.Host, d *agent.Deps) {
+	if d.Watchdog == nil {
+		return
+	}
+	open := d.Watchdog.Open
+	d.Watchdog.Open = func(device string, takeOver bool) (agent.WatchdogDevice, error) {
+		dev, err := open(device, takeOver)
+		if err != nil {
+			return nil, err
+		}
+		return &tameDog{WatchdogDevice: dev}, nil
+	}
+}
+
+type tameDog struct {
+	agent.WatchdogDevice
+	said time.Duration
+}
+
+func (d *tameDog) SetTimeout(t time.Duration) (time.Duration, error) {
+	d.said = t
+	return t, nil
+}
+
+func (d *tameDog) Timeout() (time.Duration, error) {
+	if d.said > 0 {
+		return d.said, nil
+	}
+	return d.WatchdogDevice.Timeout()
 }
 
 // hideVM makes the VM manager of every host say, from half a minute on, that a
