@@ -42,7 +42,7 @@ type Kind struct {
 
 const (
 	lookIncident = "Look: haven explain {incident}"
-	confirmOff   = "If {host} is off for certain: haven fence confirm {host} --reason \"how you know\". Look first: haven explain {incident}"
+	confirmOff   = "If {host} is off for certain: haven fence confirm {host} --reason \"how you know\" --by NAME. Look first: haven explain {incident}"
 	lookHolds    = "Look what is held and what releases it: haven status"
 )
 

@@ -150,7 +150,7 @@ func TestLeastSeverityAndWhatIsFilledIn(t *testing.T) {
 		}
 		e := urgent.got[0].Event
 		if e.Cluster != "prod-a" || e.By != "kvm-01" || !e.Time.Equal(time.Now()) || e.Text != "a  Bcc: x " ||
-			e.Do != `If kvm-03 is off for certain: haven fence confirm kvm-03 --reason "how you know". Look first: haven explain i1` {
+			e.Do != `If kvm-03 is off for certain: haven fence confirm kvm-03 --reason "how you know" --by NAME. Look first: haven explain i1` {
 			t.Errorf("%+v", e)
 		}
 	})

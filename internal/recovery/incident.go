@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -213,10 +214,7 @@ func (m *Machine) proveByTime(h *ledger.Host, in *ledger.Incident, view HostView
 // orConfirm ends what a hold says with what may still come, and what an operator
 // can do.
 func orConfirm(host haven.HostID, view HostView) string {
-	if view.Watchdog == "" {
-		return fmt.Sprintf("its watchdog is not armed; if it is off, say so: haven fence confirm %s", host)
-	}
-	return fmt.Sprintf("%s; if it is off, say so: haven fence confirm %s", view.Watchdog, host)
+	return fmt.Sprintf("%s; if it is off, say so: haven fence confirm %s --reason \"how you know\" --by NAME", cmp.Or(view.Watchdog, "its watchdog is not armed"), host)
 }
 
 // returned ends the incident of a host that has been healthy for long enough.

@@ -17,7 +17,7 @@ import (
 )
 
 // confirmCommand is what a hold tells operators to type.
-var confirmCommand = regexp.MustCompile(`haven (fence confirm \S+)`)
+var confirmCommand = regexp.MustCompile(`haven fence confirm (\S+) --reason "how you know" --by NAME`)
 
 // TestMainsCut: a host and its BMC lose their power together, and there is no
 // watchdog. Nothing can prove the host off, so it is held, with the reason and the
@@ -106,8 +106,7 @@ func (s *site) confirm(victim *lab.Host, held string) {
 	if m == nil {
 		s.t.Fatalf("P9: no command in %q", held)
 	}
-	args := append(strings.Fields(m[1]), "--reason", "I pulled both plugs", "--by", "maria", "--yes")
-	if out, code := s.haven(s.slavesBut(victim), args...); code != 0 {
+	if out, code := s.haven(s.slavesBut(victim), "fence", "confirm", m[1], "--reason", "I pulled both plugs", "--by", "maria", "--yes"); code != 0 {
 		s.t.Fatalf("fence confirm ends with %d: %s", code, out)
 	}
 	if in := s.fenced(victim); in.Proof == nil || !strings.HasPrefix(in.Proof.By, "maria ") {
