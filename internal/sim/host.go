@@ -347,6 +347,9 @@ func (h *Host) deps(p *process, state haven.StateID, incarnation haven.Incarnati
 	if !h.Witness {
 		d.Hypervisor, d.Stopper = hypervisor{l, h.Machine.Hypervisor()}, hypervisor{l, h.Machine.Hypervisor()}
 		d.Probe = diskProbe{device{c.stores[0], l}}
+		if self, _ := c.config.Host(h.ID); self.Fencing.PoisonPill {
+			d.Reset = func() error { return h.resetItself(l) }
+		}
 		if c.s.Dogs {
 			d.Watchdog = h.dog.deps(l)
 		}

@@ -22,6 +22,8 @@ const (
 	StoreSlow  StoreFault = "is slow"   // answers take a second and a half
 	StoreLags  StoreFault = "times out" // answers take longer than anybody waits; writes land all the same
 	StoreTears StoreFault = "tears"     // every other read shows half of a record
+	// StoreReadOnly refuses writes.
+	StoreReadOnly StoreFault = "is read-only"
 )
 
 // times of a store that answers.
@@ -44,6 +46,7 @@ type store struct {
 	mu       sync.Mutex
 	identity storagebeat.Identity
 	records  map[beatKey][]byte
+	pills    map[haven.HostID][]byte
 	faults   map[haven.HostID]StoreFault
 	changed  chan struct{} // closed when the faults change
 	late     []func()      // writes that wait in a hung store
@@ -52,7 +55,7 @@ type store struct {
 
 func newStore(c *Cluster, n int) *store {
 	s := &store{
-		c: c, name: fmt.Sprintf("store%d", n+1), records: map[beatKey][]byte{}, faults: map[haven.HostID]StoreFault{},
+		c: c, name: fmt.Sprintf("store%d", n+1), records: map[beatKey][]byte{}, pills: map[haven.HostID][]byte{}, faults: map[haven.HostID]StoreFault{},
 		changed: make(chan struct{}),
 	}
 	s.identity.ID[0], s.identity.ID[15], s.identity.Cluster = 1, byte(n+1), clusterName
@@ -149,7 +152,7 @@ func (d device) ReadAll(ctx context.Context) (storagebeat.Contents, error) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
 	d.s.reads++
-	c := storagebeat.Contents{Identity: d.s.identity}
+	c := storagebeat.Contents{Identity: d.s.identity, Pills: d.s.readPills(f == StoreTears && d.s.reads%2 == 0)}
 	for k, data := range d.s.records {
 		data = slices.Clone(data)
 		if f == StoreTears && d.s.reads%2 == 0 {
@@ -167,6 +170,9 @@ func (d device) Write(ctx context.Context, b storagebeat.RawBeat) error {
 	}
 	data := slices.Clone(b.Data)
 	f, err := d.enter(ctx)
+	if err == nil && f == StoreReadOnly {
+		err = errIO
+	}
 	land := func() { d.s.records[beatKey{b.Host, b.Writer}] = data }
 	switch {
 	case err == nil:

@@ -26,6 +26,7 @@ const (
 	BMCOn      What = "bmc-on"      // a power-on command
 	BMCBlinks  What = "bmc-blinks"  // a command to blink
 	DogFired   What = "watchdog"    // a machine's watchdog resets it
+	PillObeyed What = "pill"        // a machine resets itself because of a pill
 	BMCReadOff What = "bmc-reads"   // a BMC answered that power is off
 	OrderSaved What = "order-saved" // an agent has an order on its disk
 	StartCall  What = "start-call"  // an agent asks its VM manager for a start
