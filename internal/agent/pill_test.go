@@ -311,3 +311,16 @@ func TestResettingHostPetsNoWatchdog(t *testing.T) {
 		t.Error("a host without a watchdog does not reset itself")
 	}
 }
+
+// A host that obeys pills can be fenced though it has no device: an attempt leaves
+// one. Of a host that does not, none is begun.
+func TestPillIsAMeansToFence(t *testing.T) {
+	d := partsWith(t, 74, 2)
+	other := d.Config.Hosts["kvm-02"]
+	other.Fencing.PoisonPill = true
+	d.Config.Hosts["kvm-02"] = other
+	a := &Agent{d: d, cfg: d.Config}
+	if rc := a.recoveryConfig(); !rc.Devices["kvm-02"] || rc.Devices["kvm-01"] {
+		t.Errorf("means to fence: %v", rc.Devices)
+	}
+}
