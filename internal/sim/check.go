@@ -140,7 +140,7 @@ func (k *checker) see(e Event) []string {
 		k.powerUp(e)
 	case Commit:
 		k.commit(e)
-	case DogFired, BMCBlinks, Fault, Heal, User, AgentUp, AgentDown, BMCReadOff, OrderSaved, Said, Violated: // they break nothing by themselves
+	case DogFired, PillObeyed, BMCBlinks, Fault, Heal, User, AgentUp, AgentDown, BMCReadOff, OrderSaved, Said, Violated: // they break nothing by themselves
 	}
 	return slices.Clone(k.bad[before:])
 }
