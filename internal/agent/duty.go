@@ -554,6 +554,8 @@ func (j *judged) stillDead(now time.Time, act recovery.Fence) error {
 		return errors.New("it was judged in another boot")
 	case h.Verdict == haven.VerdictFailed && !h.FenceAllowed:
 		return errors.New("the detector withholds a power command: " + h.NoFence)
+	case h.Verdict == haven.VerdictSuspect: // too few answers came in time to find it dead once more, or it did show life
+		return fmt.Errorf("at this moment it is only suspected: %s", h.Why)
 	case !h.MayFence() && h.Verdict != haven.VerdictDead:
 		return fmt.Errorf("%w: it is %s", errCameBack, h.Verdict)
 	}

@@ -26,6 +26,7 @@ func TestBrakesBeforeEachPowerCommand(t *testing.T) {
 		{"failed, and may be fenced", haven.VerdictFailed, "", "b1", 0, true},
 		{"mass failure began meanwhile", haven.VerdictFailed, haven.HoldMassFailure, "b1", 0, false},
 		{"it lives again", haven.VerdictHealthy, "it is healthy", "b1", 0, false},
+		{"too few answers for a round", haven.VerdictSuspect, "it is suspect", "b1", 0, false},
 		{"an old judgement", haven.VerdictFailed, "", "b1", 2 * time.Second, false},
 		{"another boot", haven.VerdictFailed, "", "b2", 0, false},
 		{"dead already: reading on sends nothing", haven.VerdictDead, "it is dead", "b1", 0, true},
@@ -37,8 +38,8 @@ func TestBrakesBeforeEachPowerCommand(t *testing.T) {
 			if (err == nil) != tt.ok {
 				t.Error(err)
 			}
-			if tt.verdict == haven.VerdictHealthy && !errors.Is(err, errCameBack) {
-				t.Errorf("%v, want that it came back", err)
+			if lives := tt.verdict == haven.VerdictHealthy; lives != errors.Is(err, errCameBack) {
+				t.Errorf("%v; that it came back is %v", err, lives)
 			}
 		})
 	}
