@@ -58,7 +58,7 @@ func TestEveryNoticeIsInTheCatalogue(t *testing.T) {
 	own := []string{
 		notify.KindTest, notify.KindSummary, notify.KindOperator, notify.KindIsolated, notify.KindCutOff, notify.KindRejoined,
 		notify.KindNoQuorum, notify.KindQuorum, notify.KindReleases, notify.KindReleased, notify.KindHoldAlarm, notify.KindDeviceBad, notify.KindDeviceGood,
-		notify.KindReloadBad,
+		notify.KindReloadBad, notify.KindWatchdogTrouble, notify.KindWatchdogWorks,
 	}
 	for name := range known {
 		if !given[name] && !slices.Contains(own, name) {
