@@ -141,6 +141,22 @@ func TestWhatCannotBeStarted(t *testing.T) {
 	})
 }
 
+// P2: a launcher that ends before it turns into the program, as one that gets no
+// thread, ends with 2. That is no word of the program's, least of all "off".
+func TestLauncherThatDies(t *testing.T) {
+	for _, code := range []string{"0", "2"} {
+		d := shell(t, "exit 2", func(c *Config) {
+			c.Launcher = []string{"/bin/sh", "-c", "echo failed to create new OS thread >&2; exit " + code, "sh"}
+		})
+		if r, err := d.Power(t.Context()); r.State != haven.PowerUnknown || err == nil || !strings.Contains(err.Error(), "new OS thread") {
+			t.Errorf("exit %s: %s, %v", code, r.State, err)
+		}
+		if err := d.Set(t.Context(), haven.ActionOff, nil); err == nil {
+			t.Errorf("exit %s: nothing was sent, and off is a success", code)
+		}
+	}
+}
+
 // The launcher leaves nothing of its own to the program: neither its descriptor
 // nor another environment.
 func TestProgramInheritsNothing(t *testing.T) {

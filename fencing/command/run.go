@@ -79,7 +79,7 @@ func (d *Driver) run(ctx context.Context, a Action) (int, error) {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay):
 		return 0, nil
 	case !errors.As(err, &exit):
-		return -1, err
+		return -1, fmt.Errorf("%w%s", err, out.told(secrets))
 	}
 	return exit.ExitCode(), fmt.Errorf("%w%s", exit, out.told(secrets))
 }

@@ -170,7 +170,7 @@ func echoingProgram(t *testing.T, e *echo) func(context.Context, string) []error
 			}
 			d, err := command.New(command.Config{
 				Style: command.StyleAgent, Program: program, Username: "haven", Password: always(secret), PasswordFile: said,
-				Launcher: []string{"/bin/sh", "-c", `exec "$@"`, "sh"},
+				Launcher: []string{"/bin/sh", "-c", `printf . >&4; exec "$@" 3<&- 4>&-`, "sh"},
 			})
 			if err == nil {
 				_, err = d.Power(ctx)

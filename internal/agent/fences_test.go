@@ -31,7 +31,7 @@ hosts:
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Real{Config: cfg, FenceLauncher: []string{"/bin/sh", "-c", `exec "$@"`, "sh"}}.Fences(config.NewSecrets(slog.New(slog.DiscardHandler)))
+	return Real{Config: cfg, FenceLauncher: []string{"/bin/sh", "-c", `printf . >&4; exec "$@" 3<&- 4>&-`, "sh"}}.Fences(config.NewSecrets(slog.New(slog.DiscardHandler)))
 }
 
 // TestCommandDevices: a program is told its host's outlet, and two hosts with one
