@@ -119,7 +119,7 @@ func Blink(ctx context.Context, ladder [][]Rung, permit Permit) (detail string, 
 	for _, level := range ladder {
 		for _, r := range level {
 			limited, cancel := context.WithTimeout(ctx, r.Policy.Session)
-			e := r.Driver.Set(limited, haven.ActionBlink, permit)
+			e := blink(limited, r.Driver, permit)
 			cancel()
 			word := "blinks"
 			if e != nil {
@@ -135,6 +135,19 @@ func Blink(ctx context.Context, ladder [][]Rung, permit Permit) (detail string, 
 		return detail, &blinkError{detail, errors.Join(errs...)}
 	}
 	return detail, nil
+}
+
+// BlinkFor is for how long a light is made to blink where the device can be told:
+// the most that IPMI has. Without being told a board stops after 15 s.
+const BlinkFor = 255 * time.Second
+
+func blink(ctx context.Context, d Driver, permit Permit) error {
+	if l, ok := d.(Lamp); ok {
+		if err := l.Light(ctx, BlinkFor, permit); !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrRejected) {
+			return err
+		}
+	}
+	return d.Set(ctx, haven.ActionBlink, permit)
 }
 
 // blinkError is what every device said that could not blink.

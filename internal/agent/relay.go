@@ -171,14 +171,18 @@ func (r relayed) Identity(ctx context.Context) (id fencing.GUID, err error) {
 // Examine asks the driver, if it has an answer, on this agent's own way: through
 // another one nothing is known.
 func (r relayed) Examine(ctx context.Context) error {
-	e, ok := r.dev.Driver.(fencing.Examiner)
-	switch {
-	case !ok:
-		return nil
-	case r.a.relays.way(r.dev.Key).far:
+	if r.a.relays.way(r.dev.Key).far {
 		return fmt.Errorf("%w: it is out of this agent's own reach", fencing.ErrUnreachable)
 	}
-	return e.Examine(ctx)
+	return examine(ctx, r.dev.Driver)
+}
+
+// Light asks the driver, if it has a light for a time, on this agent's own way.
+func (r relayed) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	if r.a.relays.way(r.dev.Key).far {
+		return fmt.Errorf("%w: through another agent there is no light for a time", fencing.ErrUnsupported)
+	}
+	return light(ctx, r.dev.Driver, length, permit)
 }
 
 // do takes the way that worked last, and the other one if that is closed at once.

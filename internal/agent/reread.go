@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/fencing"
@@ -60,6 +62,35 @@ func (d rereading) Identity(ctx context.Context) (fencing.GUID, error) {
 	return id, err
 }
 
+// Examine asks the driver, if it has an answer. It is not asked again: a reading
+// that succeeded came before.
+func (d rereading) Examine(ctx context.Context) error { return examine(ctx, d.Driver) }
+
+// Light asks the driver, if it has a light for a time.
+func (d rereading) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	err := light(ctx, d.Driver, length, permit)
+	if d.again(ctx, err) {
+		return light(ctx, d.Driver, length, permit)
+	}
+	return err
+}
+
+// examine passes a question on to a driver that is wrapped: what it can do beside
+// what all drivers can must not be lost on the way.
+func examine(ctx context.Context, d fencing.Driver) error {
+	if e, ok := d.(fencing.Examiner); ok {
+		return e.Examine(ctx)
+	}
+	return nil
+}
+
+func light(ctx context.Context, d fencing.Driver, length time.Duration, permit fencing.Permit) error {
+	if l, ok := d.(fencing.Lamp); ok {
+		return l.Light(ctx, length, permit)
+	}
+	return fmt.Errorf("%w: this driver has no light for a time", fencing.ErrUnsupported)
+}
+
 // forgetful is the driver of a program, which cannot say that it was the password:
 // after any failure the file is read again before the next run.
 type forgetful struct {
@@ -83,6 +114,13 @@ func (d forgetful) Power(ctx context.Context) (fencing.Reading, error) {
 // Set sends a power command.
 func (d forgetful) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
 	err := d.Driver.Set(ctx, action, permit)
+	d.after(err)
+	return err
+}
+
+// Examine runs the program's own test.
+func (d forgetful) Examine(ctx context.Context) error {
+	err := examine(ctx, d.Driver)
 	d.after(err)
 	return err
 }
