@@ -43,7 +43,8 @@ type Mistake struct {
 //
 // What is not known speaks against nobody: a device without a GUID, a host without
 // a UUID, and hosts that share one, for then it identifies nothing. A device whose
-// GUID is its host's UUID is the right one, whoever else claims the same.
+// GUID is its host's UUID is the right one, whoever else claims the same; so is one
+// that an operator accepted, and then another host's that gives the same GUID is not.
 func Identify(stations []Station) map[string]Mistake {
 	shared := sharedUUIDs(stations)
 	fits := func(guid GUID, uuid string) haven.Tri {
@@ -55,7 +56,7 @@ func Identify(stations []Station) map[string]Mistake {
 	found := map[string]Mistake{}
 	for _, a := range stations {
 		own := fits(a.GUID, a.UUID)
-		if a.GUID == "" || own == haven.Yes {
+		if a.GUID == "" || a.Accepted || own == haven.Yes {
 			continue
 		}
 		var all []Mistake

@@ -121,12 +121,17 @@ func (t *Trust) vouch(on Reading) {
 	}
 }
 
-// Read tells of a reading that succeeded.
-func (t *Trust) Read(r Reading) {
-	if r.GUID != "" {
-		t.guid = r.GUID
+// Meet tells which device answered.
+func (t *Trust) Meet(g GUID) {
+	if g != "" {
+		t.guid = g
 		t.compare()
 	}
+}
+
+// Read tells of a reading that succeeded.
+func (t *Trust) Read(r Reading) {
+	t.Meet(r.GUID)
 	switch r.State {
 	case haven.PowerOn:
 		t.vouch(r)
@@ -176,6 +181,8 @@ type Station struct {
 	GUID    GUID   // as recorded or seen last, or empty
 	// UUID is the host's DMI product UUID, or empty.
 	UUID string
+	// Accepted says that an operator said that the device is its host's own.
+	Accepted bool
 }
 
 // CrossCheck compares all configured devices with each other and returns, by

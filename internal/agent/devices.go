@@ -173,10 +173,8 @@ func (a *Agent) doubts(s *ledger.State) map[haven.HostID][]ledger.DeviceDoubt {
 				guid = fencing.GUID(h.Power.GUID)
 			}
 			guids[key] = guid
-			if slices.Contains(h.Power.Accepted, string(guid)) {
-				guid = ""
-			}
-			stations = append(stations, fencing.Station{Host: id, Key: key, GUID: guid, UUID: h.UUID})
+			accepted := guid != "" && slices.Contains(h.Power.Accepted, string(guid))
+			stations = append(stations, fencing.Station{Host: id, Key: key, GUID: guid, UUID: h.UUID, Accepted: accepted})
 		}
 		if len(a.deviceKeys(id)) == 0 && h.UUID != "" {
 			stations = append(stations, fencing.Station{Host: id, UUID: h.UUID})
@@ -196,7 +194,7 @@ func (a *Agent) doubts(s *ledger.State) map[haven.HostID][]ledger.DeviceDoubt {
 				out[id] = append(out[id], ledger.DeviceDoubt{Device: key, Why: a.power.shared[key] + "; correct the configuration"})
 			case doubted:
 				out[id] = append(out[id], ledger.DeviceDoubt{Device: key, GUID: string(guid), Why: is.Why, Twin: is.Twin})
-			case before >= 0 && a.stands(h.Power.Doubts[before], guid):
+			case before >= 0 && (a.power.unseen(key) || a.stands(h.Power.Doubts[before], guid)):
 				out[id] = append(out[id], h.Power.Doubts[before])
 			}
 		}
@@ -205,9 +203,54 @@ func (a *Agent) doubts(s *ledger.State) map[haven.HostID][]ledger.DeviceDoubt {
 }
 
 // stands says whether what an earlier master found stands, because this one has not
-// read yet what it rests on.
+// read yet what it rests on. What the ledger remembers of a device that was not met
+// yet says nothing against it (P7).
 func (a *Agent) stands(before ledger.DeviceDoubt, guid fencing.GUID) bool {
-	return guid == "" || before.Twin != "" && before.GUID == string(guid) && a.power.unseen(before.Twin)
+	return before.Twin != "" && before.GUID == string(guid) && a.power.unseen(before.Twin)
+}
+
+// wrongDevice says why a host's devices are not told anything: what the ledger knows
+// of them, or what they said of themselves a moment ago and the ledger does not know
+// yet.
+func (a *Agent) wrongDevice(host haven.HostID) (why string) {
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		h := s.Hosts[host]
+		if h == nil {
+			return
+		}
+		if why = h.Power.Blocked(); why == "" {
+			why = ledger.PowerTrust{Doubts: a.doubts(s)[host]}.Blocked()
+		}
+	})
+	return why
+}
+
+// meeting is the driver of a device whose identity is noted with each answer, also
+// during a fence: the command that follows may be meant for another board (P2).
+type meeting struct {
+	fencing.Driver
+	met func(fencing.GUID)
+}
+
+func (d meeting) Power(ctx context.Context) (fencing.Reading, error) {
+	r, err := d.Driver.Power(ctx)
+	if err == nil {
+		d.met(r.GUID)
+	}
+	return r, err
+}
+
+func (d meeting) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	return light(ctx, d.Driver, length, permit)
+}
+
+// meet notes which device answered.
+func (p *power) meet(key string, guid fencing.GUID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t := p.trust[key]; t != nil {
+		t.Meet(guid)
+	}
 }
 
 // doubtLessons are what the ledger does not know yet of devices that seem to be

@@ -169,6 +169,48 @@ func TestWrongBoardIsDoubted(t *testing.T) {
 	want(learn(m2)) // accepted, whoever is master
 	read(m2, "a", "ka", guidB)
 	want(learn(m2), "is the UUID "+uuidB)
+	// The ledger remembers what a's board was when it was the right one. A master
+	// that has not met the one that answers now takes nothing back (P7).
+	if err := s.Apply(ledger.LearnPower{Host: "a", GUID: guidA}, ledger.Position{}); err != nil {
+		t.Fatal(err)
+	}
+	want(learn(master()), "is the UUID "+uuidB)
+}
+
+// Two hosts' devices give one GUID, and nothing is known of the hosts. When an
+// operator says that a's is a's own, b's is not b's: what is meant for b would power
+// a off (P2). It may be that both are right, when he says so of both.
+func TestAcceptedTwin(t *testing.T) {
+	fences := map[haven.HostID][][]FenceDevice{"a": {{{Name: "bmc", Key: "ka", Address: "ka"}}}, "b": {{{Name: "bmc", Key: "kb", Address: "kb"}}}}
+	a := &Agent{d: Deps{Fences: fences}, cfg: &config.Config{}, power: newPower(fences), ledger: ledger.NewStore()}
+	s := ledger.New("c")
+	apply := func(c ledger.Command) {
+		t.Helper()
+		if err := s.Apply(c, ledger.Position{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []haven.HostID{"a", "b"} {
+		apply(ledger.RegisterHost{Host: id, Boot: haven.BootID(id) + "1", State: "s", Incarnation: 1})
+		a.power.take(id, "k"+string(id), fencing.Reading{State: haven.PowerOn, GUID: "00112233445566778899aabbccddeeff", Start: time.Now(), Finish: time.Now()})
+	}
+	for _, tt := range []struct {
+		accept haven.HostID
+		a, b   bool // doubted
+	}{{"", true, true}, {"a", false, true}, {"b", false, false}} {
+		if tt.accept != "" {
+			apply(ledger.LearnPower{Host: tt.accept, By: "maria", Clears: 1, At: time.Now()})
+		}
+		for _, c := range a.doubtLessons(s, a.doubts(s)) {
+			apply(c)
+		}
+		if got := s.Hosts["a"].Power.Blocked(); (got != "") != tt.a {
+			t.Errorf("accepted %q: a: %q", tt.accept, got)
+		}
+		if got := s.Hosts["b"].Power.Blocked(); (got != "") != tt.b {
+			t.Errorf("accepted %q: b: %q", tt.accept, got)
+		}
+	}
 }
 
 // A device that is configured for two hosts is nobody's: what is meant for the one

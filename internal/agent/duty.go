@@ -527,12 +527,12 @@ func (a *Agent) fenceStands(act recovery.Fence) error {
 		}
 		attempt, pending := in.Pending()
 		h := s.Hosts[act.Host]
-		stands = pending && attempt.N == act.N && h != nil && h.Boot == act.Boot
+		stands = pending && attempt.N == act.N && h != nil && h.Boot == act.Boot && h.Maintenance == nil
 	})
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
 	}
-	if why := a.ledgerTrust(act.Host).Blocked(); why != "" {
+	if why := a.wrongDevice(act.Host); why != "" {
 		return errors.New("a device seems to be another host's: " + why)
 	}
 	return a.judgement.Load().stillDead(time.Now(), act)

@@ -59,7 +59,8 @@ func (a *Agent) rungs(host haven.HostID) [][]fencing.Rung {
 		var rungs []fencing.Rung
 		for _, dev := range level {
 			rungs = append(rungs, fencing.Rung{
-				Name: dev.Name, Driver: a.power.gate.Fence(dev.Key, dev.Driver), Policy: a.fencePolicy(dev),
+				Name: dev.Name, Policy: a.fencePolicy(dev),
+				Driver: meeting{a.power.gate.Fence(dev.Key, dev.Driver), func(g fencing.GUID) { a.power.meet(dev.Key, g) }},
 				Trusted: func(first fencing.Reading) (bool, string) {
 					return a.power.trusted(dev.Key, first, a.ledgerDistrust(host))
 				},
@@ -158,10 +159,13 @@ func (a *Agent) mayTurnOn(ctx context.Context, m *mastery, act recovery.PowerOn)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		in, h := s.Incidents[act.Incident], s.Hosts[act.Host]
 		stands = in != nil && in.Open() && in.SwitchingOn() && h != nil && h.Boot == act.Boot && h.ProvedDead() &&
-			h.Maintenance == nil && s.Disarm == nil && h.Power.Blocked() == ""
+			h.Maintenance == nil && s.Disarm == nil
 	})
 	if !stands {
 		return errors.New("the ledger does not ask for it any more")
+	}
+	if why := a.wrongDevice(act.Host); why != "" {
+		return errors.New("a device seems to be another host's: " + why)
 	}
 	return nil
 }

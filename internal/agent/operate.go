@@ -165,7 +165,7 @@ func (a *Agent) carryOut(ctx context.Context, answer client.FenceAnswer, q clien
 // mayOperate is asked before an operator's power command is recorded and right
 // before it leaves.
 func (a *Agent) mayOperate(id haven.HostID, action haven.FenceAction, q client.Act) error {
-	pending, wrong := false, a.ledgerTrust(id).Blocked()
+	pending, wrong := false, a.wrongDevice(id)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		for _, in := range s.OpenIncidents() {
 			if _, p := in.Pending(); p && in.Host == id {

@@ -52,7 +52,7 @@ func TestWrappedDrivers(t *testing.T) {
 		t.Errorf("an account that may only read: %+v", r)
 	}
 
-	dev = device("{driver: command, " + common + `, command: {program: /bin/sh, exit_on: 10, exit_off: 11, arguments: ["-c", "case $0 in status) exit 10;; *) exit 5;; esac", "{action}"], words: {test: selftest}}}`, "")
+	dev = device("{driver: command, "+common+`, command: {program: /bin/sh, exit_on: 10, exit_off: 11, arguments: ["-c", "case $0 in status) exit 10;; *) exit 5;; esac", "{action}"], words: {test: selftest}}}`, "")
 	if r := test(dev); r.Err != nil || r.Reading.State != haven.PowerOn || !errors.Is(r.Weak, fencing.ErrUnfit) {
 		t.Errorf("a program whose own test fails: %+v", r)
 	}

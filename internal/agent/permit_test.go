@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
+	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/recovery"
+)
+
+// supply is a device that is on, until it is told to be off.
+type supply struct {
+	guid fencing.GUID
+	off  bool
+	sent int
+}
+
+func (b *supply) Power(context.Context) (fencing.Reading, error) {
+	state := haven.PowerOn
+	if b.off {
+		state = haven.PowerOff
+	}
+	return fencing.Reading{State: state, GUID: b.guid, Start: time.Now(), Finish: time.Now()}, nil
+}
+
+func (b *supply) Set(ctx context.Context, _ haven.FenceAction, permit fencing.Permit) error {
+	if err := permit.Check(ctx); err != nil {
+		return err
+	}
+	b.sent++
+	b.off = true
+	return nil
+}
+
+func (b *supply) Identity(context.Context) (fencing.GUID, error) { return b.guid, nil }
+
+// Right before a power command what stands against it is looked at once more: that
+// another host's board answers, which shows in this very fence (P2), and that an
+// operator put the host into maintenance while it was going on.
+func TestFenceIsAskedOnceMore(t *testing.T) {
+	const uuidA, uuidB = "a1234567-89ab-cdef-a123-456789abcd01", "b1234567-89ab-cdef-a123-456789abcd02"
+	for _, tt := range []struct {
+		name string
+		guid fencing.GUID
+		then ledger.Command
+		want string // in the refusal; empty when it goes out
+	}{
+		{name: "its own board", guid: "a123456789abcdefa123456789abcd01"},
+		{name: "another host's board", guid: "b123456789abcdefa123456789abcd02", want: "is the UUID " + uuidB},
+		{name: "maintenance", guid: "a123456789abcdefa123456789abcd01", then: ledger.SetMaintenance{Host: "a", On: true, By: "maria", At: time.Now()}, want: "does not ask for it"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &supply{guid: tt.guid}
+			fences := map[haven.HostID][][]FenceDevice{"a": {{{Name: "bmc", Key: "ka", Address: "ka", Driver: b}}}}
+			a := &Agent{d: Deps{Fences: fences}, cfg: config.Default(config.ProfileNormal), power: newPower(fences), ledger: ledger.NewStore(), log: slog.New(slog.DiscardHandler)}
+			index := uint64(0)
+			apply := func(cmds ...ledger.Command) {
+				t.Helper()
+				data, err := ledger.Encode(cmds...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				index++
+				errs, ok := a.ledger.Apply(index, 1, data).([]error)
+				if err := errors.Join(errs...); err != nil || !ok {
+					t.Fatal(err)
+				}
+			}
+			now := time.Now()
+			entry := ledger.Entry{At: now, Term: haven.Term{Generation: 1, Term: 1}, By: "m"}
+			apply(ledger.Found{Cluster: "c", Generation: 1, By: "m", At: now},
+				ledger.RegisterHost{Host: "a", Boot: "a1", State: "s", Incarnation: 1, UUID: uuidA},
+				ledger.RegisterHost{Host: "b", Boot: "b1", State: "s", Incarnation: 1, UUID: uuidB},
+				ledger.OpenIncident{ID: "i", Host: "a", Boot: "a1", Verdict: haven.VerdictFailed, Entry: entry},
+				ledger.NoteIncident{ID: "i", Step: haven.StepConfirmed, Verdict: haven.VerdictFailed, Entry: entry},
+				ledger.BeginFence{ID: "i", Attempt: ledger.FenceAttempt{N: 1, Action: haven.ActionOff, Term: entry.Term, By: "m", BegunAt: now}})
+			if tt.then != nil {
+				apply(tt.then)
+			}
+			j := &judged{at: now, hosts: map[haven.HostID]int{"a": 0}, boots: map[haven.HostID]haven.BootID{"a": "a1"}}
+			j.out.Hosts = []detector.Judgement{{Host: "a", Verdict: haven.VerdictFailed, FenceAllowed: true}}
+			a.judgement.Store(j)
+			act := recovery.Fence{Incident: "i", N: 1, Host: "a", Boot: "a1"}
+			out, err := fencing.ExecuteClimb(t.Context(), fencing.DefaultClimbPolicy(), a.rungs("a"), func(context.Context) error { return a.fenceStands(act) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.want == "" {
+				if b.sent != 1 {
+					t.Errorf("%d commands: %s", b.sent, out.Detail)
+				}
+				return
+			}
+			if b.sent > 0 || !errors.Is(out.Err, fencing.ErrNotPermitted) || !strings.Contains(out.Detail, tt.want) {
+				t.Errorf("%d commands, %v, want %q: %s", b.sent, out.Err, tt.want, out.Detail)
+			}
+		})
+	}
+}
