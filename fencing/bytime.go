@@ -55,6 +55,9 @@ type BeatSight struct {
 	// counts.
 	Vouched bool
 	Moving  bool
+	// Changed says that the reader saw the record change: ChangedAt is not just when
+	// it read it for the first time.
+	Changed bool
 	Boot    haven.BootID // empty when no record was ever seen
 	// Watchdog is the bound that the record says, 0 when it says that none is armed.
 	Watchdog time.Duration
@@ -111,8 +114,11 @@ func (b *ByTime) Step(in TimeInput) TimeCount {
 		}
 		// Its last write began before the read that saw it ended.
 		b.base = later(b.base, s.ChangedAt.Add(in.ReadTimeout))
+		if !s.Vouched {
+			continue // It may be what a reader that lost the store remembers.
+		}
 		bound = max(bound, s.Watchdog)
-		if s.Vouched && s.Watchdog > 0 && s.Store != "" {
+		if s.Watchdog > 0 && s.Store != "" {
 			b.reads[s.Store] = later(b.reads[s.Store], s.ReadAt)
 		}
 	}
@@ -128,24 +134,27 @@ func (b *ByTime) Step(in TimeInput) TimeCount {
 	return c
 }
 
-// contradicts says what a host's records tell that does not go with a promise.
+// contradicts says what a host's records tell that does not go with a promise. What
+// a record says counts only from a reader that vouches for it: one that lost its
+// way to the store remembers what was long ago. Where nothing was declared the
+// record may be of before the arming, unless it was seen to change after all others.
 func contradicts(in TimeInput) string {
 	var newest BeatSight
 	for _, s := range in.Sights {
 		declared := slices.Contains(in.Promised.Stores, s.Store)
 		switch {
-		case s.Boot == "":
+		case s.Boot == in.Boot && s.Boot != "" && s.Moving:
+			return fmt.Sprintf("its watchdog is fed: its beat on store %s moves, as %s reads it", s.called(), s.Reader)
+		case s.Boot == "" || !s.Vouched:
 			continue
 		case s.Boot != in.Boot && declared:
 			return fmt.Sprintf("its watchdog cannot be counted: its beat on store %s is of another boot, as %s reads it", s.called(), s.Reader)
 		case s.Boot != in.Boot:
 			continue
-		case s.Moving:
-			return fmt.Sprintf("its watchdog is fed: its beat on store %s moves, as %s reads it", s.called(), s.Reader)
 		case declared && s.Watchdog <= 0:
 			return fmt.Sprintf("its watchdog is disarmed, by its beat on store %s as %s reads it", s.called(), s.Reader)
 		}
-		if s.ChangedAt.After(newest.ChangedAt) {
+		if (declared || s.Changed) && s.ChangedAt.After(newest.ChangedAt) {
 			newest = s
 		}
 	}

@@ -54,7 +54,12 @@ func TestByTimeCases(t *testing.T) {
 		{"a store more than declared", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39), but(seen("s2", -9, 38), func(s *fencing.BeatSight) { s.Watchdog = 0 })}, fencing.TimeProved, ""},
 		{"nothing promised", 40, haven.Watchdog{}, 1, []fencing.BeatSight{seen("s1", -1, 39)}, fencing.TimeUnarmed, "not armed"},
 		{"the beat says disarmed", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s1", -1, 39), func(s *fencing.BeatSight) { s.Watchdog = 0 })}, fencing.TimeUnarmed, "disarmed"},
-		{"the latest beat says disarmed, where nothing was declared", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -3, 39), but(seen("s2", -1, 39), func(s *fencing.BeatSight) { s.Watchdog = 0 })}, fencing.TimeUnarmed, "latest beat"},
+		{"the latest beat says disarmed, where nothing was declared", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -3, 39), but(seen("s2", -1, 39), func(s *fencing.BeatSight) { s.Watchdog, s.Changed = 0, true })}, fencing.TimeUnarmed, "latest beat"},
+		{"a record of before the arming, where nothing was declared, read for the first time late", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -3, 39), but(seen("s2", -1, 39), func(s *fencing.BeatSight) { s.Watchdog = 0 })}, fencing.TimeProved, ""},
+		{"a reader that lost the store long ago remembers another boot", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39), but(seen("s1", -900, -800), func(s *fencing.BeatSight) { s.Vouched, s.Boot = false, "boot-0" })}, fencing.TimeProved, ""},
+		{"and one remembers what was before the arming", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39), but(seen("s1", -900, -800), func(s *fencing.BeatSight) { s.Vouched, s.Watchdog = false, 0 })}, fencing.TimeProved, ""},
+		{"and one remembers longer terms", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39), but(seen("s1", -900, -800), func(s *fencing.BeatSight) { s.Vouched, s.Watchdog = false, time.Hour })}, fencing.TimeProved, ""},
+		{"only such a one reads", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s1", -900, -800), func(s *fencing.BeatSight) { s.Vouched = false })}, fencing.TimeUnknown, "not read"},
 		{"the beat says a longer time", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s1", -1, 39), func(s *fencing.BeatSight) { s.Watchdog = 50 * time.Second })}, fencing.TimeWaiting, "armed with 50s"},
 		{"another boot", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s1", -1, 39), func(s *fencing.BeatSight) { s.Boot = "boot-2" })}, fencing.TimeUnarmed, "another boot"},
 		{"it moves", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s1", -1, 39), func(s *fencing.BeatSight) { s.Moving = true })}, fencing.TimeUnarmed, "moves"},
@@ -108,10 +113,12 @@ func (w *timeTwin) proved(in fencing.TimeInput) bool {
 	}
 	bound := in.Promised.Bound
 	for _, s := range in.Sights {
-		if s.Boot != "" && s.Boot != in.Boot || s.Boot == in.Boot && (s.Moving || s.Watchdog == 0) {
+		if s.Vouched && s.Boot != "" && s.Boot != in.Boot || s.Boot == in.Boot && (s.Moving || s.Vouched && s.Watchdog == 0) {
 			return false // In the model no store is left out, so that all of them are declared.
 		}
-		bound = max(bound, s.Watchdog)
+		if s.Vouched {
+			bound = max(bound, s.Watchdog)
+		}
 	}
 	limit := time.Duration(float64(bound)*1.02) + 2*time.Second
 	for _, store := range in.Promised.Stores {

@@ -187,7 +187,7 @@ func (a *Agent) ownSights(id haven.HostID, before, after time.Time, snaps []stor
 			continue
 		}
 		all = append(all, fencing.BeatSight{
-			Reader: a.d.Host, Store: storeID(s), Name: s.Store, Vouched: vouched(s, v), Moving: v.Moving == haven.Yes,
+			Reader: a.d.Host, Store: storeID(s), Name: s.Store, Vouched: vouched(s, v), Moving: v.Moving == haven.Yes, Changed: v.Moving != haven.Unknown,
 			Boot: v.Beat.Boot, Watchdog: v.Beat.Watchdog, ReadAt: before.Add(-s.Health.ReadAge), ChangedAt: after.Add(-v.Age),
 		})
 	}
@@ -203,7 +203,7 @@ func toldSights(id haven.HostID, told []told) []fencing.BeatSight {
 				continue
 			}
 			s := fencing.BeatSight{
-				Reader: t.observer, Store: b.StoreID, Name: b.Store, Vouched: b.Vouched, Moving: b.Moving == haven.Yes,
+				Reader: t.observer, Store: b.StoreID, Name: b.Store, Vouched: b.Vouched, Moving: b.Moving == haven.Yes, Changed: b.Moving != haven.Unknown,
 				Boot: b.Boot, Watchdog: b.Watchdog.Duration(),
 			}
 			all = append(all, s.Told(t.asked, t.at, b.ReadAge.Duration(), b.ChangedAge.Duration()))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -146,10 +147,24 @@ type Ack struct {
 	// Watchdog is what the ledger holds of the agent's watchdog in this boot.
 	Watchdog haven.Watchdog `json:"watchdog,omitzero"`
 	// Verified is how long before this answer the master began the latest question
-	// to the majority that said that it leads; negative when there was none.
+	// to the majority that said that it leads; negative when there was none, and
+	// when the answer does not say.
 	Verified Millis `json:"verified_ms"`
 	// Every is how long to wait before the next report.
 	Every Millis `json:"every_ms"`
+}
+
+// UnmarshalJSON takes an answer that does not say when the master was verified, as
+// one of another version may not, for that of one that never was: its answer is no
+// life (P2).
+func (a *Ack) UnmarshalJSON(data []byte) error {
+	type plain Ack
+	p := plain{Verified: -1}
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	*a = Ack(p)
+	return nil
 }
 
 // OrderRequest carries an order with the definition to start.
