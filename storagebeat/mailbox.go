@@ -12,7 +12,7 @@ import (
 // Mailbox is what a Monitor last read of its own host's mailbox on one store.
 type Mailbox struct {
 	Store string    // the store's configured name
-	Read  time.Time // start of the last good read of the store; zero when there was none
+	Read  time.Time // start of the last good read of the store, as long ago as it is, suspension included; zero when there was none
 	Pill  *Pill     // what is in it; nil when there is nothing, or nothing that is a pill for this host
 	Err   error     // why what is in it is no pill: nothing follows from it
 	None  string    // why the store has no mailbox; empty when it has
@@ -24,7 +24,12 @@ type Mailbox struct {
 func (m *Monitor) Mailbox() Mailbox {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.mail
+	mail := m.mail
+	if m.cfg.Boottime != nil && !mail.Read.IsZero() {
+		age := time.Since(mail.Read)
+		mail.Read = mail.Read.Add(-max(0, m.cfg.Boottime()-m.readAt-age))
+	}
+	return mail
 }
 
 // takeMail keeps what a good read showed; the caller holds the lock.

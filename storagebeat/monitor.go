@@ -42,6 +42,11 @@ type MonitorConfig struct {
 	// Wrote is told of each beat that was written, before the next content is asked
 	// for; nil for nobody. It must not block.
 	Wrote func(Beat)
+
+	// Boottime is a clock that goes on while the machine is suspended, as the
+	// monotonic one does not: what was read before is as old as it is. Nil means that
+	// the machine is never suspended.
+	Boottime func() time.Duration
 }
 
 func (c MonitorConfig) check() error {
@@ -80,6 +85,7 @@ type Monitor struct {
 	tracker *Tracker
 	io      ioState
 	mail    Mailbox
+	readAt  time.Duration // the start of the last good read, by Boottime
 }
 
 // ioState is what a Monitor knows of its own operations.
@@ -173,6 +179,9 @@ func (m *Monitor) Snapshot() Snapshot {
 	s := m.tracker.Snapshot(now)
 	s.Store = m.cfg.Store
 	h := &s.Health
+	if m.cfg.Boottime != nil && m.tracker.good {
+		h.ReadAge = max(h.ReadAge, m.cfg.Boottime()-m.readAt)
+	}
 	if m.cfg.WriteOnly {
 		h.Problem, h.Outage = "", "" // It did not look, so it saw nothing wrong.
 	}
@@ -239,6 +248,10 @@ func (m *Monitor) write(ctx context.Context, b Beat) {
 
 func (m *Monitor) read(ctx context.Context) {
 	var c Contents
+	var begun time.Duration
+	if m.cfg.Boottime != nil {
+		begun = m.cfg.Boottime()
+	}
 	start, err := m.operate(ctx, func(ctx context.Context) (err error) {
 		c, err = m.dev.ReadAll(ctx)
 		return err
@@ -264,6 +277,7 @@ func (m *Monitor) read(ctx context.Context) {
 	was := m.tracker.err
 	if err == nil {
 		m.takeMail(start, c)
+		m.readAt = begun
 	}
 	m.tracker.Step(Reading{Start: start, End: end, Err: err, Store: c.Identity.ID, Beats: c.Beats, Own: m.own})
 	m.mu.Unlock()

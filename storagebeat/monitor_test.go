@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -543,4 +544,33 @@ func (r *refusing) Write(context.Context, RawBeat) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
+}
+
+// P2, P5: what a reader read before its machine was suspended is as old as it is,
+// although its monotonic clock stood still: whoever counts down a watchdog must not
+// take it for a look at the store as it is now.
+func TestReadBeforeSuspensionIsOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slept atomic.Int64
+		origin := time.Now()
+		a := join(t, newDisk(), "a", func(c *MonitorConfig) {
+			c.Boottime = func() time.Duration { return time.Since(origin) + time.Duration(slept.Load()) }
+		})
+		defer a.wait()
+		time.Sleep(3500 * time.Millisecond)
+		if age := a.Snapshot().Health.ReadAge; age <= 0 || age > time.Second {
+			t.Fatalf("read %s ago", age)
+		}
+		slept.Add(int64(100 * time.Second))
+		if age := a.Snapshot().Health.ReadAge; age < 100*time.Second {
+			t.Errorf("read %s ago, by its word, in a machine that slept for 100 s since", age)
+		}
+		if age := time.Since(a.Mailbox().Read); age < 100*time.Second {
+			t.Errorf("mailbox read %s ago, by its word", age)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		if age := a.Snapshot().Health.ReadAge; age <= 0 || age > time.Second {
+			t.Errorf("read %s ago after another read", age)
+		}
+	})
 }

@@ -115,7 +115,7 @@ type Health struct {
 	// read back does.
 	Alone bool `json:"alone,omitempty"`
 
-	ReadAge      time.Duration `json:"read_age_ns"`      // since the start of the last good read; 0 when none
+	ReadAge      time.Duration `json:"read_age_ns"`      // since the start of the last good read, suspension included; 0 when none
 	ReadLatency  time.Duration `json:"read_latency_ns"`  // of the last good read
 	WriteAge     time.Duration `json:"write_age_ns"`     // since the *start* of the last write that completed; 0 when none
 	WriteLatency time.Duration `json:"write_latency_ns"` // of the last write that completed

@@ -211,7 +211,7 @@ func (a *Agent) openMonitors() error {
 			Store: s.Name, Cluster: a.cfg.Cluster, Self: a.d.Host, Writer: storagebeat.WriterAgent,
 			Boot: a.d.Boot, State: a.d.State, Incarnation: a.d.Incarnation, Hosts: hosts,
 			Interval: a.cfg.Heartbeat.Interval, StaleAfter: a.cfg.Heartbeat.StaleAfter, Timeout: a.cfg.Heartbeat.IOTimeout,
-			Wrote: wrote,
+			Wrote: wrote, Boottime: a.d.Boottime,
 		}, s.Device, content, a.d.Log)
 		if err != nil {
 			return fmt.Errorf("store %s: %w", s.Name, err)

@@ -119,13 +119,26 @@ type pillWatch struct {
 	ending  atomic.Bool // a reset is under way
 	ended   time.Time   // when the last one was begun
 	told    map[pill.Ignored]bool
+	looked  time.Time     // when it last looked
+	boot    time.Duration // the same, by the clock that goes on in a suspension
+}
+
+// slept says whether this machine was suspended since the last look.
+func (w *pillWatch) slept(now time.Time) bool {
+	boot := w.a.d.Boottime()
+	asleep := boot - w.boot - now.Sub(w.looked)
+	first := w.looked.IsZero()
+	w.looked, w.boot = now, boot
+	return !first && asleep > pillEvery
 }
 
 // maxTold bounds what is remembered of what was logged.
 const maxTold = 256
 
 func (w *pillWatch) look(ctx context.Context, now time.Time) {
-	out := w.machine.Step(now, w.input())
+	in := w.input()
+	in.Slept = w.slept(now)
+	out := w.machine.Step(now, in)
 	for _, i := range out.Ignored {
 		w.ignored(i)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -201,22 +202,65 @@ func (p *pills) change(l leftPill, gone bool) {
 	}
 }
 
-// withdrawLoop takes pills back that are not wanted any more, until ctx ends. Those
-// of a term that is over are void by that: their hosts hear of the next one when
-// they come back, and its master leaves pills of its own.
+// inherit takes over the pill that a master before this one left for a host, unless
+// this one left another one since. A host that comes back with its stores and without
+// its network hears of no new term: to it that pill stands until it is taken back.
+func (p *pills) inherit(l leftPill) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now, ok := p.left[l.act.Host]; !ok || now.m != l.m {
+		p.left[l.act.Host] = l
+	}
+}
+
+// mayLie lists the pills that masters may have left, as the ledger tells: of each
+// host the one for the latest attempt to end its present boot.
+func mayLie(s *ledger.State, obeys func(haven.HostID) bool) []recovery.Fence {
+	latest, begun := map[haven.HostID]recovery.Fence{}, map[haven.HostID]time.Time{}
+	for _, in := range s.Incidents {
+		h := s.Hosts[in.Host]
+		if len(in.Attempts) == 0 || h == nil || h.Boot != in.Boot || h.ProvedDead() || !obeys(in.Host) {
+			continue
+		}
+		last := in.Attempts[len(in.Attempts)-1]
+		if at, found := begun[in.Host]; !found || last.BegunAt.After(at) {
+			latest[in.Host], begun[in.Host] = recovery.Fence{Incident: in.ID, N: last.N, Host: in.Host, Boot: in.Boot}, last.BegunAt
+		}
+	}
+	return slices.Collect(maps.Values(latest))
+}
+
+// withdrawLoop takes pills back that are not wanted any more, until ctx ends: those
+// that this master left, and those of the masters before it (P7).
 func (a *Agent) withdrawLoop(ctx context.Context) {
 	tick := time.NewTicker(withdrawEvery)
 	defer tick.Stop()
+	var heir *mastery
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		if m := a.reign.Load(); m != heir {
+			heir = m
+			a.inheritPills(m)
+		}
 		for _, l := range a.pills.take() {
 			a.review(ctx, l, time.Now())
 		}
 	}
+}
+
+func (a *Agent) inheritPills(m *mastery) {
+	if m == nil {
+		return
+	}
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		for _, act := range mayLie(s, a.obeysPills) {
+			a.pills.inherit(leftPill{m: m, act: act})
+		}
+	})
 }
 
 // review takes one pill back when the time has come.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,8 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/fencing/watchdog"
 	"github.com/haven-ha/haven/internal/client"
+	"github.com/haven-ha/haven/internal/config"
+	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/pill"
 	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/storagebeat"
@@ -322,5 +325,116 @@ func TestPillIsAMeansToFence(t *testing.T) {
 	a := &Agent{d: d, cfg: d.Config}
 	if rc := a.recoveryConfig(); !rc.Devices["kvm-02"] || rc.Devices["kvm-01"] {
 		t.Errorf("means to fence: %v", rc.Devices)
+	}
+}
+
+// TestPillsOfFormerMasters (P4, P7): a pill that a master left before it fell is the
+// next one's to take back, when an operator disarms recovery, say. The host may come
+// back with its stores and without its network: it hears of no new term, and would
+// obey.
+func TestPillsOfFormerMasters(t *testing.T) {
+	cfg := config.Default(config.ProfileNormal)
+	other := config.Host{}
+	other.Fencing.PoisonPill = true
+	cfg.Hosts = map[haven.HostID]config.Host{"kvm-02": other}
+	p, err := newPills("prod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{cfg: cfg, ledger: ledger.NewStore(), pills: p}
+	apply := func(cmds ...ledger.Command) {
+		t.Helper()
+		data, err := ledger.Encode(cmds...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs, ok := a.ledger.Apply(1, 1, data).([]error)
+		if err := errors.Join(errs...); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	term := haven.Term{Generation: 1, Term: 1}
+	entry := ledger.Entry{At: time.Now(), Term: term, By: "kvm-09", What: "test"}
+	apply(
+		ledger.Found{Cluster: "prod", Generation: 1, By: "kvm-09", At: time.Now()},
+		ledger.RegisterHost{Host: "kvm-02", Role: haven.RoleHypervisor, Address: "127.0.0.98", Boot: "b1", State: "s", Incarnation: 1, At: time.Now()},
+		ledger.OpenIncident{ID: "i1", Host: "kvm-02", Boot: "b1", Verdict: haven.VerdictFailed, Entry: entry},
+		ledger.NoteIncident{ID: "i1", Step: haven.StepConfirmed, Verdict: haven.VerdictFailed, Entry: entry},
+		ledger.BeginFence{ID: "i1", Attempt: ledger.FenceAttempt{N: 1, Action: haven.ActionOff, Term: term, By: "kvm-09", BegunAt: time.Now()}},
+	)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); a.withdrawLoop(ctx) }()
+	defer func() { cancel(); <-ended }()
+	next := &mastery{term: haven.Term{Generation: 1, Term: 2}}
+	a.reign.Store(next)
+	eventually(t, "the pill to be known", func() bool { return len(a.pills.take()) == 1 })
+	l := a.pills.take()[0]
+	if want := (recovery.Fence{Incident: "i1", N: 1, Host: "kvm-02", Boot: "b1"}); l.m != next || l.act != want {
+		t.Errorf("%+v, want %+v", l, want)
+	}
+	if why := a.unwanted(l.act); why != "" {
+		t.Errorf("taken back while the incident is open: %s", why)
+	}
+	own := leftPill{m: next, act: recovery.Fence{Incident: "i1", N: 2, Host: "kvm-02", Boot: "b1"}}
+	a.pills.keep(own)
+	a.inheritPills(next)
+	if all := a.pills.take(); len(all) != 1 || all[0].act.N != 2 {
+		t.Errorf("%+v, want the newer one to stay", all)
+	}
+	cancel()
+	<-ended
+	apply(ledger.SetArmed{Armed: false, Now: true, By: "ann", At: time.Now()})
+	if why := a.unwanted(l.act); why == "" {
+		t.Error("it stays although an operator disarmed recovery")
+	}
+}
+
+// Whose pills may lie somewhere: of the latest attempt to end a boot that is not over.
+func TestPillsThatMayLie(t *testing.T) {
+	at := func(n int) time.Time { return time.Date(2026, 1, 1, 0, 0, n, 0, time.UTC) }
+	incident := func(id haven.IncidentID, host haven.HostID, boot haven.BootID, attempts ...ledger.FenceAttempt) *ledger.Incident {
+		return &ledger.Incident{ID: id, Host: host, Boot: boot, Step: haven.StepClosed, Attempts: attempts}
+	}
+	s := &ledger.State{
+		Hosts: map[haven.HostID]*ledger.Host{
+			"a": {ID: "a", Boot: "b2"}, "dead": {ID: "dead", Boot: "b1", Proof: &haven.Proof{Boot: "b1"}}, "none": {ID: "none", Boot: "b1"}, "free": {ID: "free", Boot: "b1"},
+		},
+		Incidents: map[haven.IncidentID]*ledger.Incident{
+			"1": incident("1", "a", "b1", ledger.FenceAttempt{N: 7, BegunAt: at(9)}),
+			"2": incident("2", "a", "b2", ledger.FenceAttempt{N: 1, BegunAt: at(1)}, ledger.FenceAttempt{N: 2, BegunAt: at(2)}),
+			"3": incident("3", "a", "b2", ledger.FenceAttempt{N: 1, BegunAt: at(3)}),
+			"4": incident("4", "a", "b2"),
+			"5": incident("5", "dead", "b1", ledger.FenceAttempt{N: 1, BegunAt: at(3)}),
+			"6": incident("6", "gone", "b1", ledger.FenceAttempt{N: 1, BegunAt: at(3)}),
+			"7": incident("7", "none", "b1"),
+			"8": incident("8", "free", "b1", ledger.FenceAttempt{N: 1, BegunAt: at(3)}),
+		},
+	}
+	got := mayLie(s, func(h haven.HostID) bool { return h != "free" })
+	if want := []recovery.Fence{{Incident: "3", N: 1, Host: "a", Boot: "b2"}}; !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// A machine that was suspended has not tried to reach a master meanwhile.
+func TestPillWatchNoticesSuspension(t *testing.T) {
+	now, boot := time.Now(), time.Hour
+	w := &pillWatch{a: &Agent{d: Deps{Boottime: func() time.Duration { return boot }}}}
+	for _, tc := range []struct {
+		name         string
+		awake, sleep time.Duration
+		slept        bool
+	}{
+		{"the first look", 0, 0, false},
+		{"the next one", 500 * time.Millisecond, 0, false},
+		{"a late one", 3 * time.Second, 0, false},
+		{"after a night", 500 * time.Millisecond, 8 * time.Hour, true},
+		{"the one after that", 500 * time.Millisecond, 0, false},
+	} {
+		now, boot = now.Add(tc.awake), boot+tc.awake+tc.sleep
+		if got := w.slept(now); got != tc.slept {
+			t.Errorf("%s: %t", tc.name, got)
+		}
 	}
 }

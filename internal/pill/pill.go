@@ -75,6 +75,9 @@ type Input struct {
 	// Heard is when a master last took a report of this host; zero: never.
 	Heard   time.Time
 	Answers []Answer // since the last step
+	// Slept says that the machine was suspended since the last step, which now does
+	// not show.
+	Slept bool
 }
 
 // Output is what follows.
@@ -116,7 +119,7 @@ func New(cfg Config) *Machine {
 
 // Step takes what is known at the moment now, which never goes back.
 func (m *Machine) Step(now time.Time, in Input) (out Output) {
-	stood := !m.last.IsZero() && now.Sub(m.last) > m.cfg.Gap
+	stood := in.Slept || !m.last.IsZero() && now.Sub(m.last) > m.cfg.Gap
 	m.last = now
 	m.settle(in)
 	var best *storagebeat.Pill

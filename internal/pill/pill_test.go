@@ -176,6 +176,17 @@ func TestStallIsNoSilence(t *testing.T) {
 	}
 }
 
+// So is a suspension, which the clock of the steps does not show.
+func TestSuspensionIsNoSilence(t *testing.T) {
+	m := enabled()
+	got := run(m, 0, time.Minute, func(now time.Duration) Input {
+		return Input{Letters: []Letter{letter(now, nil)}, Slept: now == 4*time.Second}
+	})
+	if want := 4*time.Second + DefaultPatience; got != want {
+		t.Fatalf("obeyed at %s, want %s", got, want)
+	}
+}
+
 // twin is the rule said once more, by looking at the whole past.
 type twin struct {
 	cfg  Config
