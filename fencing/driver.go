@@ -45,6 +45,9 @@ var (
 	// ErrBusy is returned when the device has no session to spare or is
 	// starting up, and when a session had to give way to a fence.
 	ErrBusy = errors.New("device is busy")
+	// ErrOursIsAtIt is returned when the device was not asked, or not to the end,
+	// since something else of ours is at it. It says nothing about the device.
+	ErrOursIsAtIt = errors.New("something else of ours is at the device")
 	// ErrUnsupported is returned when the device, or the driver, cannot do
 	// what was asked.
 	ErrUnsupported = errors.New("not supported by the device")

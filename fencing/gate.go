@@ -14,7 +14,7 @@ import (
 // readersMax bounds the readings that wait for one device.
 const readersMax = 4
 
-var errGaveWay = fmt.Errorf("%w: the reading gave way to a fence", ErrBusy)
+var errGaveWay = fmt.Errorf("%w: %w: the reading gave way to a fence", ErrBusy, ErrOursIsAtIt)
 
 // Gate lets one session at a time through to each device: small boards have
 // four sessions or fewer, and some freeze when they are pressed. A fence goes
@@ -102,7 +102,7 @@ func (g *Gate) do(ctx context.Context, key string, fence bool, f func(context.Co
 	case <-turn:
 	case <-ctx.Done():
 		g.abandon(key, turn)
-		return fmt.Errorf("wait for the device: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for the device: %w: %w", ErrOursIsAtIt, context.Cause(ctx))
 	}
 	defer g.leave(key)
 	if !fence && !g.hold(key, cancel) {
@@ -132,7 +132,7 @@ func (g *Gate) enter(key string, fence bool, cancel context.CancelCauseFunc) (ch
 	}
 	if !fence {
 		if len(l.reads) >= readersMax {
-			return nil, fmt.Errorf("%w: %d readings wait for it", ErrBusy, len(l.reads))
+			return nil, fmt.Errorf("%w: %w: %d readings wait for it", ErrBusy, ErrOursIsAtIt, len(l.reads))
 		}
 		l.reads = append(l.reads, turn)
 		return turn, nil

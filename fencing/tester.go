@@ -270,6 +270,9 @@ func (t *Tester) test(ctx context.Context, d Device, last *exam) error {
 	if ctx.Err() != nil {
 		return r.Err // being stopped says nothing about the device
 	}
+	if errors.Is(r.Err, ErrOursIsAtIt) {
+		return r.Err // nor does a fence that came first
+	}
 	switch {
 	case r.Err != nil:
 		t.Log.DebugContext(ctx, "fence device test failed", "host", d.Host, "device", d.Key, "error", r.Err)

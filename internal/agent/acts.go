@@ -98,14 +98,14 @@ func (a *Agent) confirmDead(ctx context.Context, c *api.Call, q client.Act) erro
 		return haven.ErrNotMaster
 	}
 	now := time.Now()
-	entry := ledger.Entry{At: now, Term: m.term, By: a.d.Host, What: fmt.Sprintf("%s says that the host is off: %s", q.By, q.Reason), Evidence: j.Evidence}
+	entry := ledger.Entry{At: now, Term: m.term, By: a.d.Host, What: fmt.Sprintf("%s says%s that the host is off: %s", q.By, map[bool]string{true: ", and forces it,"}[q.Force], q.Reason), Evidence: j.Evidence}
 	var cmds []ledger.Command
 	if !open {
 		incident = haven.IncidentID(fmt.Sprintf("%s-%s-confirm", now.UTC().Format("0102-150405"), id))
 		cmds = append(cmds, ledger.OpenIncident{ID: incident, Host: id, Boot: boot, Verdict: j.Verdict, Entry: entry})
 	}
 	cmds = append(cmds, ledger.ProveDead{
-		ID: incident, Entry: entry, Manual: a.manualRelease(id),
+		ID: incident, Entry: entry, Manual: a.manualRelease(id), Force: q.Force,
 		Proof: haven.Proof{Kind: haven.ProofOperator, Host: id, Boot: boot, By: q.By, At: now, Detail: q.Reason, Evidence: j.Evidence},
 	})
 	return a.commitOne(ctx, cmds...)

@@ -216,10 +216,17 @@ func (a *Agent) readDevices(ctx context.Context, id haven.HostID) []client.Devic
 func (a *Agent) readDevice(ctx context.Context, id haven.HostID, dev FenceDevice, w *client.DeviceWord) {
 	ctx, cancel := context.WithTimeout(ctx, min(dev.session(), operateWait))
 	defer cancel()
+	begun := time.Now()
 	r := fencing.TestDevice(ctx, fencing.Device{Host: id, Key: dev.Key, Driver: a.power.gate.Read(dev.Key, dev.Driver)}, true)
-	if r.Err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	impatient := ctx.Err() != nil && time.Since(begun) < dev.session()
+	if r.Err != nil && (impatient || errors.Is(r.Err, fencing.ErrOursIsAtIt)) {
+		// That the operator does not wait longer, or that a fence came first, says
+		// nothing about the device: nobody else is told.
 		w.Failed, w.Detail = string(fencing.FailureOf(r.Err)), r.Err.Error()
-		return // that the operator is gone says nothing about the device
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			w.Detail = fmt.Sprintf("no end in %s, after which nobody waits here; its background test gives it %s: 'haven hosts %s' shows that", operateWait, dev.session(), id)
+		}
+		return
 	}
 	a.tested(ctx, r)
 	level := w.Level

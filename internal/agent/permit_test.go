@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -102,6 +104,63 @@ func TestFenceIsAskedOnceMore(t *testing.T) {
 			if b.sent > 0 || !errors.Is(out.Err, fencing.ErrNotPermitted) || !strings.Contains(out.Detail, tt.want) {
 				t.Errorf("%d commands, %v, want %q: %s", b.sent, out.Err, tt.want, out.Detail)
 			}
+		})
+	}
+}
+
+// slow is a device that takes its time.
+type slow struct {
+	*supply
+	takes time.Duration
+}
+
+func (d slow) Power(ctx context.Context) (fencing.Reading, error) {
+	t := time.NewTimer(d.takes)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return d.supply.Power(ctx)
+	case <-ctx.Done():
+		return fencing.Reading{State: haven.PowerUnknown}, fmt.Errorf("%w: no answer", fencing.ErrUnreachable)
+	}
+}
+
+// Nobody is told that a device failed because an operator's question ended before
+// the device's own time, or because a fence came first.
+func TestWhatSaysNothingAboutADevice(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		takes time.Duration
+		fence bool
+	}{
+		{name: "it is slow, and within its time", takes: 12 * time.Second},
+		{name: "a fence comes first", takes: 4 * time.Second, fence: true},
+		{name: "it answers", takes: time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dev := FenceDevice{Name: "bmc", Key: "ka", Address: "ka", Driver: slow{&supply{}, tt.takes}, Session: 25 * time.Second}
+				a, n := telling()
+				a.cfg = &config.Config{Hosts: map[haven.HostID]config.Host{"a": {ID: "a"}}}
+				a.d.Fences = map[haven.HostID][][]FenceDevice{"a": {{dev}}}
+				a.power, a.ledger = newPower(a.d.Fences), ledger.NewStore()
+				a.reign.Store(&mastery{})
+				if tt.fence {
+					go func() {
+						time.Sleep(time.Second)
+						_, _ = a.power.gate.Fence(dev.Key, dev.Driver).Power(t.Context())
+					}()
+				}
+				w := a.readDevices(t.Context(), "a")[0]
+				synctest.Wait()
+				if len(n.events) > 0 {
+					t.Errorf("told: %+v", n.events)
+				}
+				if (w.Failed == "") != (tt.takes == time.Second) {
+					t.Errorf("the operator is told %+v", w)
+				}
+				time.Sleep(time.Minute) // The fence's reading ends.
+			})
 		})
 	}
 }

@@ -21,44 +21,43 @@ type rereading struct {
 	secrets []*config.SecretFile
 }
 
-// again says whether a call that failed is worth another with the password that
-// the file holds now.
-func (d rereading) again(ctx context.Context, err error) bool {
+// do makes a call, and once more with another password if the file holds one now.
+// Devices may share a file: then another one may have had it read again meanwhile.
+func (d rereading) do(ctx context.Context, call func() error) error {
+	var before []uint64
+	for _, f := range d.secrets {
+		_, _ = f.Text() // Reading it for the first time is no change; its error comes with the call.
+		before = append(before, f.Changes())
+	}
+	err := call()
 	if !errors.Is(err, fencing.ErrAuth) || ctx.Err() != nil {
-		return false
+		return err
 	}
 	other := false
-	for _, f := range d.secrets {
-		changed, reading := f.Reload()
-		other = other || changed && reading == nil
+	for i, f := range d.secrets {
+		_, _ = f.Reload() // What cannot be read leaves the old one.
+		other = other || f.Changes() != before[i]
 	}
-	return other
+	if other {
+		return call()
+	}
+	return err
 }
 
 // Power reads the power state.
-func (d rereading) Power(ctx context.Context) (fencing.Reading, error) {
-	r, err := d.Driver.Power(ctx)
-	if d.again(ctx, err) {
-		return d.Driver.Power(ctx)
-	}
+func (d rereading) Power(ctx context.Context) (r fencing.Reading, err error) {
+	err = d.do(ctx, func() (err error) { r, err = d.Driver.Power(ctx); return err })
 	return r, err
 }
 
 // Set sends a power command. The permit is asked for each attempt (P3).
 func (d rereading) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
-	err := d.Driver.Set(ctx, action, permit)
-	if d.again(ctx, err) {
-		return d.Driver.Set(ctx, action, permit)
-	}
-	return err
+	return d.do(ctx, func() error { return d.Driver.Set(ctx, action, permit) })
 }
 
 // Identity asks for the GUID.
-func (d rereading) Identity(ctx context.Context) (fencing.GUID, error) {
-	id, err := d.Driver.Identity(ctx)
-	if d.again(ctx, err) {
-		return d.Driver.Identity(ctx)
-	}
+func (d rereading) Identity(ctx context.Context) (id fencing.GUID, err error) {
+	err = d.do(ctx, func() (err error) { id, err = d.Driver.Identity(ctx); return err })
 	return id, err
 }
 
@@ -68,11 +67,7 @@ func (d rereading) Examine(ctx context.Context) error { return examine(ctx, d.Dr
 
 // Light asks the driver, if it has a light for a time.
 func (d rereading) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
-	err := light(ctx, d.Driver, length, permit)
-	if d.again(ctx, err) {
-		return light(ctx, d.Driver, length, permit)
-	}
-	return err
+	return d.do(ctx, func() error { return light(ctx, d.Driver, length, permit) })
 }
 
 // examine passes a question on to a driver that is wrapped: what it can do beside

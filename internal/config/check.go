@@ -334,6 +334,7 @@ func (k *checker) fencing() {
 	}
 	k.unused(used)
 	k.programs(used)
+	k.boardKeys(used)
 	if len(bare) > 0 {
 		k.warn(
 			"no fence device for "+strings.Join(bare, ", ")+": if one of them dies, its VMs wait until an operator says that it is dead",
@@ -382,6 +383,18 @@ func (k *checker) programs(used map[string]bool) {
 			}
 			told[n] = true
 			k.program(n, deviceKey(id, n), v.Command)
+		}
+	}
+}
+
+// boardKeys warns of a board's key that nobody would use.
+func (k *checker) boardKeys(used map[string]bool) {
+	for _, id := range k.c.HostIDs() {
+		for _, n := range slices.Sorted(maps.Keys(k.c.Hosts[id].Fencing.Devices)) {
+			if v := k.c.Hosts[id].Fencing.Devices[n]; used[n] && v.KGFile != "" && v.Driver != "" && v.Driver != "ipmi" {
+				k.warn(fmt.Sprintf("device %s of host %s has driver %s, which knows no kg_file", n, id, v.Driver), "leave it out, or name driver ipmi",
+					deviceKey(id, n)+".kg_file", "fencing.devices."+n+".kg_file")
+			}
 		}
 	}
 }

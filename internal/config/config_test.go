@@ -238,6 +238,7 @@ func TestWarnings(t *testing.T) {
 		{"off by a code of its own", withCommand("arguments: [\"{action}\"], exit_off: 11"), ""},
 		{"a fence agent", withCommand("style: fence-agents"), ""},
 		{"no status", withCommand("arguments: [\"{action}\"], words: {status: \"\"}"), ""},
+		{"a board's key for a program", strings.Replace(withCommand("style: fence-agents"), "{driver: command,", "{driver: command, kg_file: /k/kg,", 1), "knows no kg_file"},
 		{"unused device", strings.Replace(small, "devices: {bmc:", "devices: {old: {}, bmc:", 1), "never used"},
 	}
 	for _, tt := range tests {

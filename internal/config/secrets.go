@@ -78,6 +78,7 @@ type SecretFile struct {
 
 	mu      sync.Mutex
 	kept    Secret
+	changes uint64 // how often kept became another one
 	warned  string
 	refused bool // by whom it is for: the file may have a newer one
 	reading *secretReading
@@ -116,6 +117,13 @@ func (f *SecretFile) Text() (string, error) {
 		f.log.Error("a secret was refused and its file cannot be read again; the old one stays", "file", f.path, "error", err)
 	}
 	return f.kept.Reveal(), nil
+}
+
+// Changes counts how often the secret became another one.
+func (f *SecretFile) Changes() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.changes
 }
 
 // Refused says that whoever the secret is for did not take it. The file is read
@@ -158,6 +166,9 @@ func (f *SecretFile) read(r *secretReading) {
 	if err == nil {
 		r.changed = f.kept.Reveal() != s.Reveal()
 		f.kept, f.refused = s, false
+		if r.changed {
+			f.changes++
+		}
 		if warning != f.warned && warning != "" {
 			f.log.Warn("a secret is not kept well", "warning", warning, "advice", "chmod 600 "+f.path)
 		}

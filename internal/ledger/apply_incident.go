@@ -208,7 +208,7 @@ func (c ProveDead) apply(s *State, _ Position) error {
 	in.Manual = in.Manual || c.Manual
 	h.fenced(in, p)
 	if p.Kind == haven.ProofOperator {
-		s.act(Act{Action: ActConfirm, Host: h.ID, By: p.By, Reason: p.Detail, At: p.At})
+		s.act(Act{Action: ActConfirm, Host: h.ID, By: p.By, Reason: p.Detail, Force: c.Force, At: p.At})
 	}
 	s.setHold(in, haven.Hold{}, c.Entry)
 	in.Step = haven.StepProved

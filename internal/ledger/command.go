@@ -206,6 +206,9 @@ type ProveDead struct {
 	Entry Entry            `json:"entry"`
 	// Manual says that the host waits for an operator's release.
 	Manual bool `json:"manual,omitempty"`
+	// Force says that an operator gave the proof although something showed life, or
+	// may have: nobody looked.
+	Force bool `json:"force,omitempty"`
 }
 
 // CloseIncident ends an incident.

@@ -65,6 +65,7 @@ func TestFencedHostTakesNoOrder(t *testing.T) {
 func TestActsAreRecorded(t *testing.T) {
 	at := func(c ProveDead) ProveDead {
 		c.Proof.Kind, c.Proof.By, c.Proof.Detail, c.Proof.At = haven.ProofOperator, "maria", "I pulled both plugs", stamp.Add(time.Second)
+		c.Force = true
 		return manually(c)
 	}
 	doubt := DeviceDoubt{Device: "bmc", GUID: "g2", Why: "it is not its own"}
@@ -77,9 +78,9 @@ func TestActsAreRecorded(t *testing.T) {
 	)...)
 	var got []string
 	for _, a := range s.Acts {
-		got = append(got, string(a.Action)+" "+string(a.Host)+" by "+a.By+": "+a.Reason)
+		got = append(got, string(a.Action)+map[bool]string{true: " --force"}[a.Force]+" "+string(a.Host)+" by "+a.By+": "+a.Reason)
 	}
-	want := "confirm a by maria: I pulled both plugs; trust-bmc a by olaf: board was replaced; release a by maria: looked at"
+	want := "confirm --force a by maria: I pulled both plugs; trust-bmc a by olaf: board was replaced; release a by maria: looked at"
 	if strings.Join(got, "; ") != want {
 		t.Errorf("acts: %s\nwant  %s", strings.Join(got, "; "), want)
 	}

@@ -107,7 +107,33 @@ func (m *Machine) staysOff(s *ledger.State, h *ledger.Host, in *ledger.Incident)
 	case h != nil && h.Maintenance != nil:
 		return "it is in maintenance by " + h.Maintenance.By
 	}
+	if by := poweredOff(s, in); by != "" {
+		return "it was powered off by " + by + "; 'haven fence on " + string(in.Host) + "' switches it on"
+	}
 	return m.worn(s, in)
+}
+
+// shortlyBefore is how long before an incident an operator's power-off may have been
+// its cause.
+const shortlyBefore = 10 * time.Minute
+
+// poweredOff names the operator who powered a host off in an incident or shortly
+// before it, if nobody switched it on since. Haven may have decided the same
+// meanwhile; that the host is off is the operator's wish all the same.
+func poweredOff(s *ledger.State, in *ledger.Incident) (by string) {
+	for _, act := range s.Acts {
+		if act.Host != in.Host || act.At.Before(in.OpenedAt.Add(-shortlyBefore)) {
+			continue
+		}
+		switch act.Action {
+		case haven.ActionOff:
+			by = act.By
+		case haven.ActionOn:
+			by = ""
+		case haven.ActionNone, haven.ActionReboot, haven.ActionBlink, haven.ActionStatus, haven.ActionTest:
+		}
+	}
+	return by
 }
 
 // worn says why a host that is switched on could not be powered off once more: a

@@ -127,6 +127,32 @@ func TestWrongDeviceIsNotFenced(t *testing.T) {
 	}
 }
 
+// A host that an operator powers off stays off, although action is reboot and Haven
+// had decided to power it off as well.
+func TestOperatorsOffStaysOff(t *testing.T) {
+	for _, operator := range []bool{false, true} {
+		w, logged := watched()
+		w.script(t, "cluster a b c", "vm web a", "run 1s")
+		w.cfg.Action = haven.ActionReboot
+		w.m = New(w.cfg)
+		if operator {
+			if err := w.apply(ledger.RecordAct{Act: ledger.Act{Action: haven.ActionOff, Host: "a", By: "maria", Reason: "it burns", At: w.now}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.script(t, "silent a", "verdict a failed", "run 5m")
+		if got := w.ownerOf("web"); got == "freed a" || strings.HasSuffix(got, " a") {
+			t.Fatalf("web is %s", got)
+		}
+		if on := logged("act    switch on a") > 0; on == operator {
+			t.Errorf("powered off by an operator: %v; switched on: %v", operator, on)
+		}
+		if why := w.m.staysOff(w.state, w.state.Hosts["a"], &ledger.Incident{Host: "a", OpenedAt: w.now.Add(-5 * time.Minute)}); strings.Contains(why, "powered off by maria") != operator {
+			t.Errorf("powered off by an operator: %v; told why it stays off: %q", operator, why)
+		}
+	}
+}
+
 // P6: of incidents at one time, exactly as many hosts are powered off as the limit
 // allows, however many masters there are in between, and those that were begun are
 // gone on with.
