@@ -61,6 +61,10 @@ var (
 	// ErrNotPermitted is returned when the caller's permission for a power
 	// command was withdrawn; nothing was sent.
 	ErrNotPermitted = errors.New("power command not permitted")
+	// ErrNotYet is wrapped in a refusal that may be over in a moment. Nothing is
+	// sent then, as with any other; a run goes on reading and asks again for
+	// some seconds before it gives up.
+	ErrNotYet = errors.New("not at this moment")
 )
 
 // Driver talks to one fence device. Every call is one fresh session that is

@@ -136,8 +136,9 @@ func (o Outcome) String() string {
 }
 
 const (
-	stepsMax   = 64 // lines kept of a run
-	deniedMax  = 2  // refusals of the credentials in a row before a run gives up
+	stepsMax   = 64               // lines kept of a run
+	deniedMax  = 2                // refusals of the credentials in a row before a run gives up
+	notYetMax  = 10 * time.Second // for which permission may be put off before a run gives up
 	pollSlow   = time.Second
 	pollSlowBy = 4 // polls slow down to a quarter of the time since the last command
 )
@@ -153,11 +154,13 @@ type Run struct {
 
 	sends    int
 	lastSend time.Time
+	prevSend time.Time // the one before
 	sessions int
 	failures int       // sessions that failed in a row
 	denied   int       // sessions refused for good in a row
 	unclear  time.Time // since when it answers neither on nor off, or zero
 	refused  int       // commands refused for good
+	putOff   time.Time // since when permission has been put off, or zero
 	lastErr  error
 	steps    []string
 	skipped  int
@@ -251,7 +254,7 @@ func (r *Run) send(now time.Time, since time.Duration) Effect {
 		return r.stop(now, "device refuses the power command")
 	case since >= r.policy.Resend && r.sends < r.policy.Sends:
 		r.sends++
-		r.lastSend = now
+		r.prevSend, r.lastSend = r.lastSend, now
 		r.note(now, fmt.Sprintf("sending power off, %d of at most %d", r.sends, r.policy.Sends))
 		return Effect{Do: DoOff}
 	case r.sends >= r.policy.Sends && since >= r.policy.Settle && !r.unclear.IsZero():
@@ -267,12 +270,11 @@ func (r *Run) onCommand(now time.Time, err error) Effect {
 	r.sessions++
 	switch {
 	case errors.Is(err, ErrNotPermitted):
-		r.sends-- // nothing left this machine
-		r.lastErr = err
-		return r.stop(now, "permission was withdrawn")
+		return r.onRefusal(now, err)
 	case errors.Is(err, ErrAuth), errors.Is(err, ErrUnsupported):
 		r.refused++
 	}
+	r.putOff = time.Time{}
 	// Accepted or not, only a look tells what became of it: the command may
 	// have worked and its answer been lost.
 	switch {
@@ -285,6 +287,24 @@ func (r *Run) onCommand(now time.Time, err error) Effect {
 	r.lastErr = err
 	r.note(now, "power off: "+err.Error())
 	return r.wait(now, r.policy.Gap)
+}
+
+// onRefusal decides about a command that was not permitted: nothing left this
+// machine. One that is only put off is asked for again after another look.
+func (r *Run) onRefusal(now time.Time, err error) Effect {
+	r.sends--
+	r.lastSend, r.lastErr = r.prevSend, err
+	if !errors.Is(err, ErrNotYet) {
+		return r.stop(now, "permission was withdrawn")
+	}
+	if r.putOff.IsZero() {
+		r.putOff = now
+	}
+	if now.Sub(r.putOff) >= notYetMax || r.over(now) {
+		return r.stop(now, "permission was withdrawn")
+	}
+	r.note(now, "power off: "+err.Error())
+	return r.wait(now, pollSlow)
 }
 
 func (r *Run) onFailure(now time.Time, err error) Effect {

@@ -82,6 +82,8 @@ func script(t *testing.T, p fencing.Policy, answers string) (string, fencing.Out
 			ev.Err = fmt.Errorf("%w: it is PoweringOff", fencing.ErrNoState)
 		case "denied":
 			ev.Err = fencing.ErrNotPermitted
+		case "later":
+			ev.Err = fmt.Errorf("%w: %w", fencing.ErrNotPermitted, fencing.ErrNotYet)
 		default:
 			t.Fatalf("answer %q", word)
 		}
@@ -119,6 +121,9 @@ func TestRun(t *testing.T) {
 		{name: "busy for a while", answers: "busy busy busy on ok off off", did: "read read read read off read read stop", proved: true, sent: 1},
 		{name: "wrong password is not hammered", answers: "auth", did: "read read stop", reason: "does not let us read"},
 		{name: "may read but not control", answers: "on | auth", reason: "refuses the power command", sent: 2},
+		{name: "permission put off for a moment", answers: "on later on later on ok off off", did: "read off read off read off read read stop", proved: true, sent: 1},
+		{name: "permission put off for ever", answers: "on | later", reason: "permission was withdrawn", sent: 0},
+		{name: "permission put off, and off meanwhile", answers: "on later off off", did: "read off read read stop", proved: true, sent: 0},
 		{name: "permission withdrawn", answers: "on denied", did: "read off stop", reason: "permission was withdrawn", sent: 0},
 	}
 	for _, tt := range tests {

@@ -549,13 +549,13 @@ func (j *judged) stillDead(now time.Time, act recovery.Fence) error {
 	case !ok:
 		return errors.New("it was not judged")
 	case now.Sub(j.at) > judgementFresh:
-		return fmt.Errorf("it was judged %s ago, and not since", now.Sub(j.at).Round(time.Millisecond))
+		return fmt.Errorf("%w: it was judged %s ago, and not since", fencing.ErrNotYet, now.Sub(j.at).Round(time.Millisecond))
 	case j.boots[act.Host] != act.Boot:
 		return errors.New("it was judged in another boot")
 	case h.Verdict == haven.VerdictFailed && !h.FenceAllowed:
-		return errors.New("the detector withholds a power command: " + h.NoFence)
+		return fmt.Errorf("%w: the detector withholds a power command: %s", fencing.ErrNotYet, h.NoFence)
 	case h.Verdict == haven.VerdictSuspect: // too few answers came in time to find it dead once more, or it did show life
-		return fmt.Errorf("at this moment it is only suspected: %s", h.Why)
+		return fmt.Errorf("%w: it is only suspected: %s", fencing.ErrNotYet, h.Why)
 	case !h.MayFence() && h.Verdict != haven.VerdictDead:
 		return fmt.Errorf("%w: it is %s", errCameBack, h.Verdict)
 	}
