@@ -71,7 +71,7 @@ func TestSampleShowsDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := Default(ProfileNormal).keys(nil)
+	known := Default(ProfileNormal).keys()
 	var lines []string
 	changed := 0
 	for line := range strings.Lines(string(data)) {
@@ -191,21 +191,16 @@ func TestCipherSuites(t *testing.T) {
 	}
 }
 
-func TestFenceActionsThatAreAvailable(t *testing.T) {
-	text := strings.Replace(small, "levels:", "action: reboot\n  levels:", 1)
-	for _, action := range []string{"none", "off", "reboot", "blink"} {
-		if _, err := Parse("f", []byte(strings.Replace(small, "levels:", "action: "+action+"\n  levels:", 1))); err != nil {
+func TestFenceActions(t *testing.T) {
+	with := func(action string) (*Config, error) {
+		return Parse("f", []byte(strings.Replace(small, "levels:", "action: "+action+"\n  levels:", 1)))
+	}
+	for _, action := range []haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink} {
+		if c, err := with(string(action)); err != nil || c.Fencing.Action != action || c.Hosts["h1"].Fencing.Action != action {
 			t.Errorf("%s: %v", action, err)
 		}
 	}
-	if _, err := Parse("f", []byte(text), WithFenceActions("none", "off")); err == nil || !strings.Contains(err.Error(), "not available in this version") {
-		t.Errorf("reboot without support: %v", err)
-	}
-	c, err := Parse("f", []byte(text), WithFenceActions(haven.ActionNone, haven.ActionOff, haven.ActionReboot))
-	if err != nil || c.Fencing.Action != haven.ActionReboot || c.Hosts["h1"].Fencing.Action != haven.ActionReboot {
-		t.Errorf("reboot with support: %v", err)
-	}
-	if _, err := Parse("f", []byte(strings.Replace(small, "levels:", "action: burn\n  levels:", 1)), WithFenceActions("off")); err == nil || strings.Contains(err.Error(), "this version") {
+	if _, err := with("burn"); err == nil || !strings.Contains(err.Error(), "choose from none, off, reboot, blink") {
 		t.Errorf("an invented action: %v", err)
 	}
 }

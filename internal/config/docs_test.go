@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/haven-ha/haven"
 )
 
 const (
@@ -32,7 +30,7 @@ func TestDocumentation(t *testing.T) {
 
 // Every key has a meaning and, unless it is required, a default or a word on it.
 func TestEveryKeyIsExplained(t *testing.T) {
-	walk(Default(ProfileNormal).keys([]haven.FenceAction{haven.ActionOff}), "", func(path string, f field) {
+	walk(Default(ProfileNormal).keys(), "", func(path string, f field) {
 		if f.doc == "" || !strings.HasSuffix(f.doc, ".") || f.kind == "" {
 			t.Errorf("%s: %q is not an explanation", path, f.doc)
 		}
@@ -57,7 +55,7 @@ func walk(fields []field, path string, visit func(path string, f field)) {
 
 func reference() string {
 	var b strings.Builder
-	all := Default(ProfileNormal).keys([]haven.FenceAction{haven.ActionNone, haven.ActionOff})
+	all := Default(ProfileNormal).keys()
 	b.WriteString("### Top level\n\n")
 	keyTable(&b, all)
 	var sections func(path string, fields []field)
@@ -109,7 +107,7 @@ func profileTable(b *strings.Builder) {
 	presets := map[string][]string{}
 	var order []string
 	for _, p := range []Profile{ProfileFast, ProfileNormal, ProfileCalm} {
-		walk(Default(p).keys([]haven.FenceAction{haven.ActionOff}), "", func(path string, f field) {
+		walk(Default(p).keys(), "", func(path string, f field) {
 			if f.inner == nil && path != "detection.profile" {
 				if presets[path] == nil {
 					order = append(order, path)

@@ -2,7 +2,6 @@ package config
 
 import (
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -18,7 +17,7 @@ const (
 
 // keys returns the fields of the whole file with c as their destination. This
 // is the one place where a key is written down.
-func (c *Config) keys(actions []haven.FenceAction) []field {
+func (c *Config) keys() []field {
 	return []field{
 		must(name("cluster", &c.Cluster, "Name of the cluster. Gossip and beats carry it, so that clusters that share a network or a store do not mix. Never change it while the cluster runs.")),
 		file("data_dir", &c.DataDir, "Directory of the agent's durable state, on a local disk. A host that loses it comes back as a stranger and is given no VM before it is registered anew."),
@@ -31,14 +30,14 @@ func (c *Config) keys(actions []haven.FenceAction) []field {
 		section("helper", "The host helper: a web server of its own that lists the host's VMs, in the wire format of CloudStack's KVM HA helper.", c.Helper.keys()),
 		section("heartbeat", "Beats on shared storage: the second path by which a host is seen.", c.Heartbeat.keys()),
 		section("detection", "How a host is judged.", c.Detection.keys()),
-		section("fencing", "How a failed host is made certainly dead.", c.Fencing.keys(actions)),
+		section("fencing", "How a failed host is made certainly dead.", c.Fencing.keys()),
 		boolean("fence_without_store", &c.FenceWithoutStore, "With no store configured, fence a host because the network and the helper are silent, although nothing says that its VMs stopped writing. Without it such a host is fenced only when its VMs' disks are seen to be idle."),
 		section("restart", "How VMs are started again.", c.Restart.keys()),
 		section("response", "What is done about a host that lives and is in trouble. By default nothing is: its VMs run on.", c.Response.keys()),
 		section("holds", "When what holds recovery back becomes an alarm.", c.Holds.keys()),
 		section("recorder", "The flight recorder: as master, the agent keeps what it saw and concluded around each incident, in data_dir/flight, for \"haven replay\".", c.Recorder.keys()),
 		section("notify", "Who is told of what happens. Only the master tells of the cluster; each agent tells of its own isolation. Passwords and keys stand in files, never here.", c.Notify.keys()),
-		must(table("hosts", "section of hosts", "All hosts of the cluster, by name. A host's name is its host name, unless the agent is started with another.", checkHostName, func(n string) ([]field, func()) { return c.hostKeys(n, actions) })),
+		must(table("hosts", "section of hosts", "All hosts of the cluster, by name. A host's name is its host name, unless the agent is started with another.", checkHostName, func(n string) ([]field, func()) { return c.hostKeys(n) })),
 	}
 }
 
@@ -145,9 +144,9 @@ func (d *Detection) keys() []field {
 	}
 }
 
-func (f *Fencing) keys(actions []haven.FenceAction) []field {
+func (f *Fencing) keys() []field {
 	return []field{
-		actionKey(&f.Action, actions, "What is done to a failed host. none: only report. off: power off and verify. reboot: power off and verify, have its VMs started elsewhere, then power on; a host that is found off stays off. blink: make its identify light blink; as with none, its VMs wait for another proof."),
+		actionKey(&f.Action, "What is done to a failed host. none: only report. off: power off and verify. reboot: power off and verify, have its VMs started elsewhere, then power on; a host that is found off stays off. blink: make its identify light blink; as with none, its VMs wait for another proof."),
 		releaseKey(&f.Release, "What must come before a host that was fenced is given VMs again. auto: it has booted, reported, and said what it has. manual: also an operator's word, 'haven fence release'."),
 		section("limit", "Cap on power-downs in the whole cluster. At the cap no more hosts are powered down, and an alarm is raised.", []field{
 			integer("count", &f.Limit.Count, 1, 100, "Number of power-downs allowed within the window."),
@@ -168,11 +167,8 @@ func (f *Fencing) keys(actions []haven.FenceAction) []field {
 
 func poisonPill(dst *bool, doc string) field { return boolean("poison_pill", dst, doc) }
 
-func actionKey(dst *haven.FenceAction, actions []haven.FenceAction, doc string) field {
-	later := slices.DeleteFunc(
-		[]haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink},
-		func(a haven.FenceAction) bool { return slices.Contains(actions, a) })
-	return word("action", dst, actions, later, doc)
+func actionKey(dst *haven.FenceAction, doc string) field {
+	return word("action", dst, []haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink}, nil, doc)
 }
 
 func releaseKey(dst *Release, doc string) field {
@@ -258,7 +254,7 @@ func checkHostName(s string) error {
 
 // hostKeys returns the fields of the host called n. Its fence settings start
 // as the cluster's, which were read before, and its own keys override them.
-func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func()) {
+func (c *Config) hostKeys(n string) ([]field, func()) {
 	h := Host{
 		ID: haven.HostID(n), Role: haven.RoleHypervisor,
 		Fencing: HostFencing{
@@ -272,7 +268,7 @@ func (c *Config) hostKeys(n string, actions []haven.FenceAction) ([]field, func(
 		name("zone", &h.Zone, "What fails together, such as a rack. Voters and VMs are spread over zones."),
 		word("role", &h.Role, []haven.Role{haven.RoleHypervisor, haven.RoleWitness}, nil, "hypervisor: runs VMs. witness: votes and observes only, and is never fenced."),
 		section("fencing", "What differs for this host; the cluster's fencing section stands for the rest.", []field{
-			actionKey(&h.Fencing.Action, actions, "As fencing.action."),
+			actionKey(&h.Fencing.Action, "As fencing.action."),
 			releaseKey(&h.Fencing.Release, "As fencing.release."),
 			section("limit", "As fencing.limit.per_host: the cap on power-downs of this host. It never allows more than the cluster's.", []field{
 				integer("count", &h.Fencing.Limit.Count, 0, 100, "Number of power-downs of this host allowed within the window; 0 is no limit of its own."),

@@ -8,8 +8,6 @@ import (
 	"slices"
 
 	"go.yaml.in/yaml/v4"
-
-	"github.com/haven-ha/haven"
 )
 
 // maxFile bounds a file's size in octets: 200 hosts with all their keys need a
@@ -20,15 +18,8 @@ const maxFile = 1 << 20
 type Option func(*options)
 
 type options struct {
-	actions     []haven.FenceAction
 	storeTypes  []string
 	credentials string
-}
-
-// WithFenceActions names the fence actions that this program can carry out.
-// Others are refused with that remark. Without it, all that can be configured are.
-func WithFenceActions(actions ...haven.FenceAction) Option {
-	return func(o *options) { o.actions = actions }
 }
 
 // WithCredentials names the directory in which systemd put the credentials of this
@@ -55,7 +46,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 // Parse checks a configuration that is in memory. The name stands in messages
 // for the file. The error is always an *Error.
 func Parse(name string, data []byte, opts ...Option) (*Config, error) {
-	o := options{actions: []haven.FenceAction{haven.ActionNone, haven.ActionOff, haven.ActionReboot, haven.ActionBlink}}
+	o := options{}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -76,7 +67,7 @@ func Parse(name string, data []byte, opts ...Option) (*Config, error) {
 	}
 	c.src = src
 	d := &decoder{src: src, credentials: o.credentials}
-	d.root = c.keys(o.actions)
+	d.root = c.keys()
 	d.section("", root, d.root)
 	if c.BootstrapExpect == 0 {
 		c.BootstrapExpect = c.Majority()
