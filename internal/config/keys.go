@@ -177,7 +177,10 @@ func releaseKey(dst *Release, doc string) field {
 
 func (v *Device) keys() []field {
 	return []field{
-		word("driver", &v.Driver, []string{"ipmi", "redfish", "command"}, []string{"watchdog", "manual"}, "How to talk to it. ipmi: over the network (RMCP+). redfish: over the network (HTTPS). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
+		word("driver", &v.Driver, []string{"ipmi", "redfish", "command"}, map[string]string{
+			"watchdog": "is no device of a ladder: fencing.watchdog.device arms the host's own, and its proof by time needs no level",
+			"manual":   "is no device of a ladder: an operator's word, haven fence confirm, counts at any time",
+		}, "How to talk to it. ipmi: over the network (RMCP+). redfish: over the network (HTTPS). command: by a program, such as a fence agent. Required, here or in the cluster's defaults."),
 		address("address", &v.Address, "The BMC's address. Every host has its own, so it belongs to the host. With driver command it is what the program is told, if it wants one."),
 		port(&v.Port, "Port of the BMC: UDP, or TCP with driver redfish, where the default is 443."),
 		username(&v.Username, "User name at the BMC. Required, here or in the cluster's defaults."),
@@ -234,7 +237,7 @@ func deviceTable(dst, base map[string]Device, doc string) field {
 
 func (r *Restart) keys() []field {
 	return []field{
-		word("protect", &r.Protect, []string{"all"}, []string{"opt-in"}, "Which VMs are protected: every persistent one that runs, or only those that were chosen by name."),
+		word("protect", &r.Protect, []string{"all"}, map[string]string{"opt-in": "is not available in this version"}, "Which VMs are protected: every persistent one that runs, or only those that were chosen by name."),
 		integer("max_starts_in_flight", &r.MaxStartsInFlight, 1, 64, "Number of VMs that one host starts at the same time. Proxmox VE starts 4 per host, vSphere up to 32; more at once make each of them slower on hosts that are busy already."),
 		integer("memory_reserve_mib", &r.MemoryReserveMiB, 0, 1<<20, "Memory of each host that is kept free of VMs, for the host itself, in MiB."),
 	}

@@ -189,9 +189,9 @@ func boolean(name string, dst *bool, doc string) field {
 	}
 }
 
-// word is a value out of a fixed set. Words in later are known and refused,
-// with the remark that this version cannot do them.
-func word[T ~string](name string, dst *T, allowed, later []T, doc string) field {
+// word is a value out of a fixed set. Words in refused are known too, and refused
+// with what is said there.
+func word[T ~string](name string, dst *T, allowed []T, refused map[T]string, doc string) field {
 	limits := joinWords(allowed)
 	return field{
 		name: name, kind: "word", limits: limits, preset: string(*dst), doc: doc,
@@ -204,8 +204,8 @@ func word[T ~string](name string, dst *T, allowed, later []T, doc string) field 
 				*dst = T(text)
 				return
 			}
-			if slices.Contains(later, T(text)) {
-				d.bad(n, path, fmt.Sprintf("%q is not available in this version", text), "choose from "+limits)
+			if why, ok := refused[T(text)]; ok {
+				d.bad(n, path, fmt.Sprintf("%q %s", text, why), "choose from "+limits)
 				return
 			}
 			advice := "choose from " + limits
