@@ -92,6 +92,15 @@ type Lamp interface {
 	Light(ctx context.Context, length time.Duration, permit Permit) error
 }
 
+// Light asks a driver that is a Lamp, and is ErrUnsupported with any other.
+func Light(ctx context.Context, d Driver, length time.Duration, permit Permit) error {
+	lamp, ok := d.(Lamp)
+	if !ok {
+		return fmt.Errorf("%w: the driver neither times a light nor puts it out", ErrUnsupported)
+	}
+	return lamp.Light(ctx, length, permit)
+}
+
 // Permit is asked right before a power command leaves. The caller verifies its
 // leadership in it (P3). An error means that nothing may be sent.
 type Permit func(ctx context.Context) error

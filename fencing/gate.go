@@ -66,11 +66,10 @@ func (d *gated) Set(ctx context.Context, a haven.FenceAction, permit Permit) err
 }
 
 func (d *gated) Light(ctx context.Context, length time.Duration, permit Permit) error {
-	lamp, ok := d.d.(Lamp)
-	if !ok || !d.fence {
-		return fmt.Errorf("%w: this driver has no light for a time", ErrUnsupported)
+	if !d.fence {
+		return fmt.Errorf("%w: this driver may only read", ErrUnsupported)
 	}
-	return d.g.do(ctx, d.key, true, func(ctx context.Context) error { return lamp.Light(ctx, length, permit) })
+	return d.g.do(ctx, d.key, true, func(ctx context.Context) error { return Light(ctx, d.d, length, permit) })
 }
 
 func (d *gated) Identity(ctx context.Context) (GUID, error) {

@@ -111,17 +111,26 @@ func (t *turning) turn(ctx context.Context, permit Permit) {
 }
 
 // Blink makes the identify light of a host blink, by every device of its ladder
-// that can. It fails only if none could.
-func Blink(ctx context.Context, ladder [][]Rung, permit Permit) (detail string, err error) {
+// that can: for length, or, when that is nil, for BlinkFor or as long as a device
+// that cannot be told does by itself. Zero puts it out. It fails only if none could.
+func Blink(ctx context.Context, ladder [][]Rung, length *time.Duration, permit Permit) (detail string, err error) {
+	does := "blinks"
+	switch {
+	case length == nil:
+	case *length == 0:
+		does = "is put out"
+	default:
+		does = "blinks for " + length.String()
+	}
 	var words []string
 	var errs []error
 	ok := false
 	for _, level := range ladder {
 		for _, r := range level {
 			limited, cancel := context.WithTimeout(ctx, r.Policy.Session)
-			e := blink(limited, r.Driver, permit)
+			e := blink(limited, r.Driver, length, permit)
 			cancel()
-			word := "blinks"
+			word := does
 			if e != nil {
 				word = e.Error()
 				errs = append(errs, e)
@@ -137,15 +146,16 @@ func Blink(ctx context.Context, ladder [][]Rung, permit Permit) (detail string, 
 	return detail, nil
 }
 
-// BlinkFor is for how long a light is made to blink where the device can be told:
-// the most that IPMI has. Without being told a board stops after 15 s.
+// BlinkFor is for how long a light is made to blink where nobody says and the device
+// can be told: the most that IPMI has. Without being told a board stops after 15 s.
 const BlinkFor = 255 * time.Second
 
-func blink(ctx context.Context, d Driver, permit Permit) error {
-	if l, ok := d.(Lamp); ok {
-		if err := l.Light(ctx, BlinkFor, permit); !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrRejected) {
-			return err
-		}
+func blink(ctx context.Context, d Driver, length *time.Duration, permit Permit) error {
+	if length != nil {
+		return Light(ctx, d, *length, permit)
+	}
+	if err := Light(ctx, d, BlinkFor, permit); !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrRejected) {
+		return err
 	}
 	return d.Set(ctx, haven.ActionBlink, permit)
 }

@@ -40,11 +40,12 @@ type Action string
 
 // The actions. Every word but status is a command; test must change nothing.
 const (
-	Off    Action = "off"
-	On     Action = "on"
-	Blink  Action = "blink"
-	Status Action = "status"
-	Test   Action = "test"
+	Off      Action = "off"
+	On       Action = "on"
+	Blink    Action = "blink"
+	BlinkOff Action = "blink_off" // puts the light out
+	Status   Action = "status"
+	Test     Action = "test"
 )
 
 // Limits of a program's runs.
@@ -98,7 +99,10 @@ type Driver struct {
 	slot chan struct{}
 }
 
-var _ fencing.Driver = (*Driver)(nil)
+var (
+	_ fencing.Driver = (*Driver)(nil)
+	_ fencing.Lamp   = (*Driver)(nil)
+)
 
 // New checks the configuration and makes a driver. It runs nothing.
 func New(cfg Config) (*Driver, error) {
@@ -228,14 +232,30 @@ func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 // Set runs the program for an action. The permit is asked right before it starts.
 func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
 	a, known := map[haven.FenceAction]Action{haven.ActionOff: Off, haven.ActionOn: On, haven.ActionBlink: Blink}[action]
-	if !known || d.cfg.Words[a] == "" {
+	if !known {
 		return fmt.Errorf("%w: %s has no word for %s", fencing.ErrUnsupported, d.cfg.Program, action)
+	}
+	return d.command(ctx, a, permit)
+}
+
+// Light puts the light out when length is zero, by the word BlinkOff. Any other
+// length is ErrUnsupported: there is no way to tell a program how long.
+func (d *Driver) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	if length != 0 {
+		return fmt.Errorf("%w: a light for %s: %s is not told for how long; have it blink without a time", fencing.ErrUnsupported, length, d.cfg.Program)
+	}
+	return d.command(ctx, BlinkOff, permit)
+}
+
+func (d *Driver) command(ctx context.Context, a Action, permit fencing.Permit) error {
+	if d.cfg.Words[a] == "" {
+		return fmt.Errorf("%w: %s has no word for %s", fencing.ErrUnsupported, d.cfg.Program, a)
 	}
 	if err := permit.Check(ctx); err != nil {
 		return err
 	}
 	if _, err := d.run(ctx, a); err != nil {
-		return fmt.Errorf("run %s for %s: %w", d.cfg.Program, action, err)
+		return fmt.Errorf("run %s for %s: %w", d.cfg.Program, a, err)
 	}
 	return nil
 }

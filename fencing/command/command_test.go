@@ -93,6 +93,33 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// TestLight guards P3 as well. A program's light is put out by its word for that,
+// and timed by nothing.
+func TestLight(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	d := shell(t, `echo "$1" >>`+mark, func(c *Config) { c.Words = map[Action]string{Off: "off", Blink: "led", BlinkOff: "led-off"} })
+	wordless := shell(t, `echo "$1" >>`+mark, func(c *Config) { c.Words = map[Action]string{Off: "off", Blink: "led"} })
+	no := errors.New("a newer master leads")
+	if err := d.Light(t.Context(), 0, func(context.Context) error { return no }); !errors.Is(err, fencing.ErrNotPermitted) {
+		t.Errorf("without a permit: %v", err)
+	}
+	if err := wordless.Light(t.Context(), 0, nil); !errors.Is(err, fencing.ErrUnsupported) || !strings.Contains(err.Error(), "no word for blink_off") {
+		t.Errorf("without a word: %v", err)
+	}
+	if err := d.Light(t.Context(), time.Second, nil); !errors.Is(err, fencing.ErrUnsupported) || !strings.Contains(err.Error(), "not told for how long") {
+		t.Errorf("for a time: %v", err)
+	}
+	if got, err := os.ReadFile(mark); err == nil {
+		t.Fatalf("the program ran: %q", got)
+	}
+	if err := d.Light(t.Context(), 0, nil); err != nil {
+		t.Error(err)
+	}
+	if got, _ := os.ReadFile(mark); string(got) != "led-off\n" {
+		t.Errorf("the program was told %q", got)
+	}
+}
+
 // TestHangingProgramIsKilledWithItsChildren guards P8.
 func TestHangingProgramIsKilledWithItsChildren(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")

@@ -106,7 +106,10 @@ type Driver struct {
 	found string // path of the only system, once it is known
 }
 
-var _ fencing.Driver = (*Driver)(nil)
+var (
+	_ fencing.Driver = (*Driver)(nil)
+	_ fencing.Lamp   = (*Driver)(nil)
+)
 
 // New checks the configuration and makes a driver. It does not talk to the device.
 func New(cfg Config) (*Driver, error) {
@@ -205,7 +208,7 @@ func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 }
 
 // Set sends one command: off is ForceOff, never the graceful one. The light that
-// blinks for ActionBlink does so until somebody turns it off at the board.
+// blinks for ActionBlink does so until it is put out, here or at the board.
 func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fencing.Permit) error {
 	switch action {
 	case haven.ActionOff:
@@ -217,11 +220,21 @@ func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fenci
 			return d.reset(ctx, s, haven.PowerOn, permit, "On", "ForceOn")
 		})
 	case haven.ActionBlink:
-		return d.do(ctx, "blink", func(ctx context.Context, s *session) error { return d.blink(ctx, s, permit) })
+		return d.do(ctx, "blink", func(ctx context.Context, s *session) error { return d.shine(ctx, s, light.blinking, permit) })
 	case haven.ActionNone, haven.ActionReboot, haven.ActionStatus, haven.ActionTest:
 		return fmt.Errorf("%w: action %q is not one command", fencing.ErrUnsupported, action)
 	}
 	return fmt.Errorf("%w: action %q", fencing.ErrUnsupported, action)
+}
+
+// Light puts the light out when length is zero. All else is ErrUnsupported, and
+// nothing is sent: Redfish has no light for a time, and one that a caller meant to
+// put out later would blink on when the caller died.
+func (d *Driver) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	if length != 0 {
+		return fmt.Errorf("%s: %w: a light for %s: Redfish does not time lights; have it blink without a time, and put it out afterwards", d, fencing.ErrUnsupported, length)
+	}
+	return d.do(ctx, "put the light out", func(ctx context.Context, s *session) error { return d.shine(ctx, s, light.dark, permit) })
 }
 
 // Identity returns the system's UUID.
@@ -291,8 +304,9 @@ func (d *Driver) allowed(ctx context.Context, s *session, sys *system) ([]string
 	return info.resetTypes(), nil
 }
 
-// blink makes the system's light blink, or that of its chassis.
-func (d *Driver) blink(ctx context.Context, s *session, permit fencing.Permit) error {
+// shine changes the system's light, or that of its chassis, in the first way that
+// it takes.
+func (d *Driver) shine(ctx context.Context, s *session, ways func(light) []any, permit fencing.Permit) error {
 	sys, err := d.system(ctx, s)
 	if err != nil {
 		return err
@@ -311,7 +325,7 @@ func (d *Driver) blink(ctx context.Context, s *session, permit fencing.Permit) e
 		}
 		light.header = res.etag
 	}
-	changes := light.changes()
+	changes := ways(light)
 	if len(changes) == 0 {
 		return fmt.Errorf("%w: it has no indicator light", fencing.ErrUnsupported)
 	}

@@ -73,7 +73,7 @@ func inspect(t testing.TB, b *redfishtest.Service) {
 		t.Errorf("%d of %d sessions are left at the board", open, ever)
 	}
 	for _, c := range b.Commands() {
-		if !slices.Contains([]string{"ForceOff", "On", "light Lit", "light Blinking"}, c) {
+		if !slices.Contains([]string{"ForceOff", "On", "light Lit", "light Blinking", "light Off"}, c) {
 			t.Errorf("the board was told %q", c)
 		}
 	}
@@ -441,13 +441,47 @@ func TestBlink(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			b := board(t, func(c *redfishtest.Config) { c.Light, c.WantMatch = tt.light, tt.match })
-			if err := driver(t, b, nil).Set(t.Context(), haven.ActionBlink, nil); err != nil {
+			d := driver(t, b, nil)
+			if err := d.Set(t.Context(), haven.ActionBlink, nil); err != nil {
 				t.Fatal(err)
 			}
 			if got := strings.Join(b.Commands(), ", "); got != tt.want || !b.On() {
 				t.Errorf("board got %q, on %v", got, b.On())
 			}
+			for range 2 { // It may be dark already.
+				if err := d.Light(t.Context(), 0, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := strings.Join(b.Commands(), ", "); got != tt.want+", light Off, light Off" || !b.On() {
+				t.Errorf("board got %q, on %v", got, b.On())
+			}
 		})
+	}
+}
+
+// Redfish times no light: one is refused before anything is sent, and none is lit
+// that nobody might put out. Nothing leaves without the permit (P3).
+func TestLight(t *testing.T) {
+	b := board(t, nil)
+	d := driver(t, b, nil)
+	for _, length := range []time.Duration{30 * time.Second, time.Nanosecond, -time.Second} {
+		asked := false
+		err := d.Light(t.Context(), length, func(context.Context) error { asked = true; return nil })
+		if !errors.Is(err, fencing.ErrUnsupported) || !strings.Contains(err.Error(), "does not time lights") || asked {
+			t.Errorf("%s: %v, permit asked %v", length, err, asked)
+		}
+	}
+	no := errors.New("not the master any more")
+	if err := d.Light(t.Context(), 0, func(context.Context) error { return no }); !errors.Is(err, fencing.ErrNotPermitted) || !errors.Is(err, no) {
+		t.Errorf("without a permit: %v", err)
+	}
+	if got := b.Commands(); len(got) > 0 {
+		t.Errorf("board got %q", got)
+	}
+	none := board(t, func(c *redfishtest.Config) { c.Light = redfishtest.LightNone })
+	if err := driver(t, none, nil).Light(t.Context(), 0, nil); !errors.Is(err, fencing.ErrUnsupported) || !strings.Contains(err.Error(), "no indicator light") {
+		t.Errorf("without a light: %v", err)
 	}
 }
 

@@ -81,7 +81,7 @@ func FuzzSystem(f *testing.F) {
 		if p, err := localPath(sys.Actions.Reset.Target); err == nil && !strings.HasPrefix(p, root) {
 			t.Errorf("path %q", p)
 		}
-		_ = sys.light.changes()
+		_, _ = sys.light.blinking(), sys.light.dark()
 		_ = a.task()
 		for _, id := range messageIDs(body, "secret") {
 			if !idForm.MatchString(id) || strings.Contains(id, "secret") {

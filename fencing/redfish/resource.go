@@ -104,14 +104,26 @@ func (l light) etag() string {
 	return l.Tag
 }
 
-// changes lists what may make it blink, best first.
-func (l light) changes() []any {
+// blinking lists what may make it blink, best first.
+func (l light) blinking() []any {
 	var c []any
 	if l.Location != nil {
 		c = append(c, map[string]bool{"LocationIndicatorActive": true})
 	}
 	if l.LED != nil {
 		c = append(c, map[string]string{"IndicatorLED": "Blinking"}, map[string]string{"IndicatorLED": "Lit"})
+	}
+	return c
+}
+
+// dark lists what may put it out, in the order of blinking.
+func (l light) dark() []any {
+	var c []any
+	if l.Location != nil {
+		c = append(c, map[string]bool{"LocationIndicatorActive": false})
+	}
+	if l.LED != nil {
+		c = append(c, map[string]string{"IndicatorLED": "Off"})
 	}
 	return c
 }

@@ -241,7 +241,7 @@ func (d meeting) Power(ctx context.Context) (fencing.Reading, error) {
 }
 
 func (d meeting) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
-	return light(ctx, d.Driver, length, permit)
+	return fencing.Light(ctx, d.Driver, length, permit)
 }
 
 // meet notes which device answered.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/config"
 )
 
@@ -42,7 +43,7 @@ func TestCommandDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	common := `{driver: command, address: 10.1.0.1, username: apc, password_file: ` + password + `,
-  command: {program: /bin/sh, words: {off: cut}, exit_off: 11, arguments: ["-c", "echo $* >>` + mark + `; exit 11", sh, "{action}", "{address}", "{host}", "{username}", "{password_file}"]}}`
+  command: {program: /bin/sh, words: {off: cut, blink_off: dark}, exit_off: 11, arguments: ["-c", "echo $* >>` + mark + `; exit 11", sh, "{action}", "{address}", "{host}", "{username}", "{password_file}"]}}`
 	all, err := fencesOf(t, common, "{}", "{}")
 	if err != nil {
 		t.Fatal(err)
@@ -52,8 +53,10 @@ func TestCommandDevices(t *testing.T) {
 		t.Errorf("status: %s, %v", r.State, err)
 	}
 	_ = d.Driver.Set(t.Context(), haven.ActionOff, func(context.Context) error { return nil }) // It exits with 11.
+	_ = d.Driver.(fencing.Lamp).Light(t.Context(), 0, nil)
 	got, err := os.ReadFile(mark)
-	if want := "status 10.1.0.1 kvm-01 apc " + password + "\ncut 10.1.0.1 kvm-01 apc " + password + "\n"; err != nil || string(got) != want {
+	rest := " 10.1.0.1 kvm-01 apc " + password + "\n"
+	if want := "status" + rest + "cut" + rest + "dark" + rest; err != nil || string(got) != want {
 		t.Errorf("the program was told %q, %v, want %q", got, err, want)
 	}
 

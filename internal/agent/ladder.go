@@ -183,5 +183,5 @@ func (a *Agent) performBlink(ctx context.Context, m *mastery, act recovery.Blink
 		return
 	}
 	defer leave()
-	d.Detail, d.Err = fencing.Blink(ctx, ladder, func(ctx context.Context) error { return a.verified(ctx, m) })
+	d.Detail, d.Err = fencing.Blink(ctx, ladder, nil, func(ctx context.Context) error { return a.verified(ctx, m) })
 }

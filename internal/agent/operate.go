@@ -73,11 +73,14 @@ func (a *Agent) operate(ctx context.Context, c *api.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	answer := client.FenceAnswer{Host: id, Action: haven.FenceAction(c.Path("action")), Status: "done"}
+	if err := checkLight(answer.Action, q.Light); err != nil {
+		return nil, badRequest(err)
+	}
 	ladder := a.rungs(id)
 	if len(ladder) == 0 {
 		return nil, refused("host %s: %s", id, errNoDevice)
 	}
-	answer := client.FenceAnswer{Host: id, Action: haven.FenceAction(c.Path("action")), Status: "done"}
 	switch answer.Action {
 	case haven.ActionStatus, haven.ActionTest:
 		answer.Devices = a.readDevices(ctx, id)
@@ -100,7 +103,7 @@ func (a *Agent) command(ctx context.Context, m *mastery, c *api.Call, answer cli
 	if err != nil {
 		return nil, refused("host %s: %s", answer.Host, err)
 	}
-	act := ledger.Act{Action: answer.Action, Host: answer.Host, By: q.By, Reason: q.Reason, Force: q.Force, At: time.Now()}
+	act := ledger.Act{Action: answer.Action, Host: answer.Host, By: q.By, Reason: reasonOf(q), Force: q.Force, At: time.Now()}
 	if err := a.commitOne(ctx, ledger.RecordAct{Act: act}); err != nil {
 		leave()
 		return nil, err
@@ -133,6 +136,47 @@ func (a *Agent) command(ctx context.Context, m *mastery, c *api.Call, answer cli
 	return answer, nil
 }
 
+// checkLight refuses what cannot be asked of a light.
+func checkLight(action haven.FenceAction, seconds *int) error {
+	switch {
+	case seconds == nil:
+		return nil
+	case action != haven.ActionBlink:
+		return fmt.Errorf("action %q: light_s is for blink", action)
+	case *seconds < 0 || *seconds > client.LightMax:
+		return fmt.Errorf("a light for %d s: want 1 to %d, or 0 to put it out", *seconds, client.LightMax)
+	}
+	return nil
+}
+
+// lightLength is as fencing.Blink wants it.
+func lightLength(seconds *int) *time.Duration {
+	if seconds == nil {
+		return nil
+	}
+	length := time.Duration(*seconds) * time.Second
+	return &length
+}
+
+// reasonOf is what the ledger keeps for the reason. What was asked of a light is
+// told in it: an agent of an older version ends at an entry with an unknown field,
+// which a light is not worth.
+func reasonOf(q client.Act) string {
+	said := ""
+	switch {
+	case q.Light == nil:
+		return q.Reason
+	case *q.Light == 0:
+		said = "light out"
+	default:
+		said = fmt.Sprintf("light for %d s", *q.Light)
+	}
+	if q.Reason != "" {
+		said += ": " + q.Reason
+	}
+	return said
+}
+
 // carryOut does it, and tells people how it ended.
 func (a *Agent) carryOut(ctx context.Context, answer client.FenceAnswer, q client.Act, ladder [][]fencing.Rung, permit fencing.Permit) client.FenceAnswer {
 	var err error
@@ -146,7 +190,7 @@ func (a *Agent) carryOut(ctx context.Context, answer client.FenceAnswer, q clien
 	case haven.ActionOn:
 		answer.Detail, err = fencing.TurnOn(ctx, ladder, permit)
 	case haven.ActionBlink:
-		answer.Detail, err = fencing.Blink(ctx, ladder, permit)
+		answer.Detail, err = fencing.Blink(ctx, ladder, lightLength(q.Light), permit)
 	case haven.ActionNone, haven.ActionReboot, haven.ActionStatus, haven.ActionTest: // see operate
 	}
 	if err != nil {

@@ -352,7 +352,7 @@ func (r Real) programDevice(host haven.HostID, name string, d config.Device, pas
 		Launcher: r.FenceLauncher,
 		Style:    command.Style(c.Style), Program: c.Program, Arguments: c.Arguments, Options: c.Options,
 		Words: map[command.Action]string{
-			command.Off: c.Words.Off, command.On: c.Words.On, command.Blink: c.Words.Blink,
+			command.Off: c.Words.Off, command.On: c.Words.On, command.Blink: c.Words.Blink, command.BlinkOff: c.Words.BlinkOff,
 			command.Status: c.Words.Status, command.Test: c.Words.Test,
 		},
 		ExitOn: c.ExitOn, ExitOff: c.ExitOff, Host: host, Username: d.Username, PasswordFile: d.PasswordFile, Timeout: c.RunTimeout,

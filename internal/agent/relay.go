@@ -146,14 +146,30 @@ func (r relayed) Set(ctx context.Context, action haven.FenceAction, permit fenci
 	return r.do(ctx, func(ctx context.Context) error {
 		return r.dev.Driver.Set(ctx, action, permit)
 	}, func(ctx context.Context, delegate haven.HostID) error {
-		if err := permit.Check(ctx); err != nil {
-			return err
-		}
-		name, back := r.a.relays.lend(delegate, permit)
-		defer back()
-		_, err := r.ask(ctx, delegate, client.PowerRequest{Action: action, Permit: name})
-		return err
+		return r.order(ctx, delegate, client.PowerRequest{Action: action}, permit)
 	})
+}
+
+// Light times the device's light or puts it out.
+func (r relayed) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	return r.do(ctx, func(ctx context.Context) error {
+		return fencing.Light(ctx, r.dev.Driver, length, permit)
+	}, func(ctx context.Context, delegate haven.HostID) error {
+		seconds := int((length + time.Second - 1) / time.Second)
+		return r.order(ctx, delegate, client.PowerRequest{Action: haven.ActionBlink, Light: &seconds}, permit)
+	})
+}
+
+// order has a delegate send one command.
+func (r relayed) order(ctx context.Context, delegate haven.HostID, q client.PowerRequest, permit fencing.Permit) error {
+	if err := permit.Check(ctx); err != nil {
+		return err
+	}
+	name, back := r.a.relays.lend(delegate, permit)
+	defer back()
+	q.Permit = name
+	_, err := r.ask(ctx, delegate, q)
+	return err
 }
 
 func (r relayed) Identity(ctx context.Context) (id fencing.GUID, err error) {
@@ -175,14 +191,6 @@ func (r relayed) Examine(ctx context.Context) error {
 		return fmt.Errorf("%w: it is out of this agent's own reach", fencing.ErrUnreachable)
 	}
 	return examine(ctx, r.dev.Driver)
-}
-
-// Light asks the driver, if it has a light for a time, on this agent's own way.
-func (r relayed) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
-	if r.a.relays.way(r.dev.Key).far {
-		return fmt.Errorf("%w: through another agent there is no light for a time", fencing.ErrUnsupported)
-	}
-	return light(ctx, r.dev.Driver, length, permit)
 }
 
 // do takes the way that worked last, and the other one if that is closed at once.
@@ -304,6 +312,9 @@ func (a *Agent) setFor(ctx context.Context, from haven.HostID, dev FenceDevice, 
 	if q.Action != haven.ActionOff && q.Action != haven.ActionOn && q.Action != haven.ActionBlink {
 		return fmt.Errorf("%w: action %q", fencing.ErrUnsupported, q.Action)
 	}
+	if err := checkLight(q.Action, q.Light); err != nil {
+		return fmt.Errorf("%w: %w", fencing.ErrUnsupported, err)
+	}
 	if master, ok := a.master(); !ok || master != from {
 		return fmt.Errorf("%w: %s is not the master", fencing.ErrNotPermitted, from)
 	}
@@ -311,7 +322,11 @@ func (a *Agent) setFor(ctx context.Context, from haven.HostID, dev FenceDevice, 
 		return fmt.Errorf("%w: %w", fencing.ErrNotPermitted, err)
 	}
 	a.log.WarnContext(ctx, "power command for another agent", "from", from, "host", q.Host, "device", dev.Name, "action", q.Action)
-	return a.power.gate.Fence(dev.Key, dev.Driver).Set(ctx, q.Action, a.permitOf(from, q.Permit))
+	driver, permit := a.power.gate.Fence(dev.Key, dev.Driver), a.permitOf(from, q.Permit)
+	if length := lightLength(q.Light); length != nil {
+		return fencing.Light(ctx, driver, *length, permit)
+	}
+	return driver.Set(ctx, q.Action, permit)
 }
 
 // permitOf asks the master whether the command may leave. It verifies that it leads

@@ -176,6 +176,11 @@ func TestPasswordChangedUnderUs(t *testing.T) {
 	}
 	write("newest-one-of-all")
 	board("newest-one-of-all")
+	if err := driver.(fencing.Lamp).Light(t.Context(), 0, nil); err != nil {
+		t.Error(err)
+	}
+	write("the-latest")
+	board("the-latest")
 	b.SetPower(false)
 	no := func(context.Context) error { return errors.New("somebody else is master") }
 	if err := driver.Set(t.Context(), haven.ActionOn, no); !errors.Is(err, fencing.ErrNotPermitted) || b.On() {

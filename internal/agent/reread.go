@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -55,6 +54,11 @@ func (d rereading) Set(ctx context.Context, action haven.FenceAction, permit fen
 	return d.do(ctx, func() error { return d.Driver.Set(ctx, action, permit) })
 }
 
+// Light times a light or puts it out. The permit is asked for each attempt (P3).
+func (d rereading) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	return d.do(ctx, func() error { return fencing.Light(ctx, d.Driver, length, permit) })
+}
+
 // Identity asks for the GUID.
 func (d rereading) Identity(ctx context.Context) (id fencing.GUID, err error) {
 	err = d.do(ctx, func() (err error) { id, err = d.Driver.Identity(ctx); return err })
@@ -65,11 +69,6 @@ func (d rereading) Identity(ctx context.Context) (id fencing.GUID, err error) {
 // that succeeded came before.
 func (d rereading) Examine(ctx context.Context) error { return examine(ctx, d.Driver) }
 
-// Light asks the driver, if it has a light for a time.
-func (d rereading) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
-	return d.do(ctx, func() error { return light(ctx, d.Driver, length, permit) })
-}
-
 // examine passes a question on to a driver that is wrapped: what it can do beside
 // what all drivers can must not be lost on the way.
 func examine(ctx context.Context, d fencing.Driver) error {
@@ -77,13 +76,6 @@ func examine(ctx context.Context, d fencing.Driver) error {
 		return e.Examine(ctx)
 	}
 	return nil
-}
-
-func light(ctx context.Context, d fencing.Driver, length time.Duration, permit fencing.Permit) error {
-	if l, ok := d.(fencing.Lamp); ok {
-		return l.Light(ctx, length, permit)
-	}
-	return fmt.Errorf("%w: this driver has no light for a time", fencing.ErrUnsupported)
 }
 
 // forgetful is the driver of a program, which cannot say that it was the password:
@@ -116,6 +108,13 @@ func (d forgetful) Set(ctx context.Context, action haven.FenceAction, permit fen
 // Examine runs the program's own test.
 func (d forgetful) Examine(ctx context.Context) error {
 	err := examine(ctx, d.Driver)
+	d.after(err)
+	return err
+}
+
+// Light times a light or puts it out.
+func (d forgetful) Light(ctx context.Context, length time.Duration, permit fencing.Permit) error {
+	err := fencing.Light(ctx, d.Driver, length, permit)
 	d.after(err)
 	return err
 }

@@ -64,7 +64,7 @@ func TestWrappedDrivers(t *testing.T) {
 	t.Cleanup(func() { _ = bmc.Close() })
 	dev = device("{driver: ipmi, "+common+"}", bmc.Addr())
 	ladder := [][]fencing.Rung{{{Name: "bmc", Driver: fencing.NewGate().Fence(dev.Key, dev.Driver), Policy: fencing.DefaultPolicy()}}}
-	if detail, err := fencing.Blink(t.Context(), ladder, nil); err != nil {
+	if detail, err := fencing.Blink(t.Context(), ladder, nil, nil); err != nil {
 		t.Errorf("%s, %v", detail, err)
 	}
 	if got := strings.Join(bmc.Commands(), ", "); got != "blink 255 s" {

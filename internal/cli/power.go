@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,7 @@ type powerVerb struct {
 	action            haven.FenceAction
 	short, long, mark string
 	reason            bool // is required
-	force, all        bool // are offered
+	force, all, light bool // are offered
 }
 
 func (a *app) fencePower(v powerVerb) *cobra.Command {
@@ -39,6 +40,12 @@ func (a *app) fencePower(v powerVerb) *cobra.Command {
 	if v.all {
 		cmd.Flags().BoolVar(&all, "all", false, "all hosts that have a fence device")
 	}
+	var length time.Duration
+	var dark bool
+	if v.light {
+		cmd.Flags().DurationVar(&length, "for", 0, "blink for this `time`, from 1s to 255s")
+		cmd.Flags().BoolVar(&dark, "off", false, "put the light out")
+	}
 	cmd.ValidArgsFunction = a.completeHosts(f.target)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -47,13 +54,34 @@ func (a *app) fencePower(v powerVerb) *cobra.Command {
 		case v.reason && strings.TrimSpace(f.reason) == "":
 			return usagef("--reason is empty: others will want to know why")
 		}
-		return a.askPower(cmd, f, v.action, args, force)
+		act := client.Act{Force: force}
+		if timed := cmd.Flags().Changed("for"); timed || dark {
+			seconds, err := lightSeconds(length, timed, dark)
+			if err != nil {
+				return err
+			}
+			act.Light = &seconds
+		}
+		return a.askPower(cmd, f, v.action, args, act)
 	}
 	return cmd
 }
 
+// lightSeconds is what is asked of a light, in seconds; 0 puts it out.
+func lightSeconds(length time.Duration, timed, dark bool) (int, error) {
+	switch {
+	case timed && dark:
+		return 0, usagef("--for and --off: want one of them")
+	case dark:
+		return 0, nil
+	case length < time.Second || length > client.LightMax*time.Second || length%time.Second != 0:
+		return 0, usagef("--for %s: want whole seconds from 1s to %ds, as boards take them", length, client.LightMax)
+	}
+	return int(length / time.Second), nil
+}
+
 // askPower asks for the action of each host, and shows what came of it.
-func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction, hosts []string, force bool) error {
+func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction, hosts []string, act client.Act) error {
 	s, err := f.dial(cmd.Context())
 	if err != nil {
 		return err
@@ -69,7 +97,7 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 	}
 	var bad []string
 	for _, name := range hosts {
-		good, err := a.askPowerOf(s, f, action, name, force)
+		good, err := a.askPowerOf(s, f, action, name, act)
 		if err != nil && len(hosts) == 1 {
 			return err
 		}
@@ -87,12 +115,12 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 }
 
 // askPowerOf asks for the action of one host, and says whether it went well.
-func (a *app) askPowerOf(s *session, f *actFlags, action haven.FenceAction, name string, force bool) (bool, error) {
+func (a *app) askPowerOf(s *session, f *actFlags, action haven.FenceAction, name string, act client.Act) (bool, error) {
 	host, err := haven.ParseHostID(name)
 	if err != nil {
 		return false, usageError{err}
 	}
-	doc, err := s.post(client.FencePath(host, action), f.signed(client.Act{Force: force}))
+	doc, err := s.post(client.FencePath(host, action), f.signed(act))
 	if err != nil {
 		return false, err
 	}
@@ -182,8 +210,9 @@ func powerVerbs() []powerVerb {
 			long: "Power a host on, by all its fence devices that say off. It is refused while the\nhost is being fenced.",
 		},
 		{
-			action: haven.ActionBlink, short: "Make a host's identify light blink", mark: "  haven fence blink kvm-03",
-			long: "Make a host's identify light blink, so that it is found in the rack.",
+			action: haven.ActionBlink, light: true, short: "Make a host's identify light blink, or put it out",
+			mark: "  haven fence blink kvm-03\n  haven fence blink kvm-03 --for 4m\n  haven fence blink kvm-03 --off",
+			long: "Make a host's identify light blink, so that it is found in the rack: for 255 s,\nwhich is the most that IPMI's one octet of seconds holds, or --for less. A\ndevice that cannot time its light (Redfish, programs) refuses --for, and without\nit blinks until --off puts the light out, or as it pleases.",
 		},
 	}
 }

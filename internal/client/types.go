@@ -217,7 +217,8 @@ type PowerRequest struct {
 	Host     haven.HostID      `json:"host"`
 	Device   string            `json:"device"` // its key
 	Identity bool              `json:"identity,omitempty"`
-	Action   haven.FenceAction `json:"action,omitempty"` // off, on or blink
+	Action   haven.FenceAction `json:"action,omitempty"`  // off, on or blink
+	Light    *int              `json:"light_s,omitempty"` // of blink, as in Act
 	// Permit names what is asked back at PathPermit right before a command leaves.
 	Permit string     `json:"permit,omitempty"`
 	Limit  Millis     `json:"limit_ms"`
@@ -551,4 +552,12 @@ type Act struct {
 	Force bool `json:"force,omitempty"`
 	// Now, when disarming, stops what is under way as well.
 	Now bool `json:"now,omitempty"`
+	// Light, of blink, is for how many seconds the light blinks, up to LightMax; 0
+	// puts it out. Without it, it blinks for LightMax, or as long as a device that cannot
+	// be told does by itself.
+	Light *int `json:"light_s,omitempty"`
 }
+
+// LightMax is the longest that a light is made to blink, in seconds: IPMI's
+// Chassis Identify has one octet for it.
+const LightMax = 255

@@ -198,7 +198,7 @@ type Command struct {
 }
 
 // Words are what a program calls each action; empty for what it cannot do.
-type Words struct{ Off, On, Blink, Status, Test string }
+type Words struct{ Off, On, Blink, BlinkOff, Status, Test string }
 
 // CipherSuite is how an IPMI session is protected: auto, 17 or 3.
 type CipherSuite string

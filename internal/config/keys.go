@@ -214,6 +214,7 @@ func (c *Command) keys() []field {
 			lineOrNone("off", &w.Off, "Power off, at once."),
 			lineOrNone("on", &w.On, "Power on."),
 			lineOrNone("blink", &w.Blink, "Blink the identify light."),
+			lineOrNone("blink_off", &w.BlinkOff, "Put the identify light out."),
 			lineOrNone("status", &w.Status, "Tell whether the power is on, by the exit code."),
 			lineOrNone("test", &w.Test, "Something harmless that shows that off would work. Empty means the status."),
 		}),

@@ -48,6 +48,14 @@ func TestWrongBoardBlocksFencing(t *testing.T) {
 	if err := post(client.FencePath(owner.ID, haven.ActionBlink), client.Act{By: "maria"}); err != nil {
 		t.Errorf("blink: %v", err)
 	}
+	for _, seconds := range []int{30, 0} {
+		if err := post(client.FencePath(owner.ID, haven.ActionBlink), client.Act{By: "maria", Light: &seconds}); err != nil {
+			t.Errorf("a light for %d s: %v", seconds, err)
+		}
+	}
+	if got := strings.Join(owner.BMC.Commands(), ", "); got != "blink 255 s, blink 30 s, dark" {
+		t.Errorf("the BMC got %q", got)
+	}
 
 	owner.PowerOff() // its board says off, which proves nothing now
 	until(t, c, "/v1/status", "the fence to be held", func(s client.Status) bool {
@@ -79,7 +87,7 @@ func TestWrongBoardBlocksFencing(t *testing.T) {
 		for _, a := range acts {
 			all = append(all, string(a.Action)+" "+a.By)
 		}
-		return len(all) == 3 && strings.HasPrefix(all[0], "release maria") && strings.HasPrefix(all[1], "trust-bmc maria") && strings.HasPrefix(all[2], "blink maria")
+		return len(all) == 5 && strings.HasPrefix(all[0], "release maria") && strings.HasPrefix(all[1], "trust-bmc maria") && strings.HasPrefix(all[2], "blink maria")
 	})
 	once(t, c, false)
 }
