@@ -15,8 +15,10 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -46,6 +48,8 @@ const (
 	BlinkOff Action = "blink_off" // puts the light out
 	Status   Action = "status"
 	Test     Action = "test"
+	// describe has a fence agent say what it is. It asks no device.
+	describe Action = "metadata"
 )
 
 // Limits of a program's runs.
@@ -86,6 +90,8 @@ type Config struct {
 	// Password is asked for each run of StyleAgent, and to keep it out of what
 	// is told; nil when the device has none.
 	Password func() (string, error)
+	// Storage says that off cuts the host off its storage, and proves no more.
+	Storage bool
 	// Timeout bounds one run, by default 20 s, at most 2 min.
 	Timeout time.Duration
 }
@@ -97,6 +103,9 @@ type Driver struct {
 	// slot is taken while a process of this device is there: one that the kernel
 	// does not let go is never joined by a second one (P8).
 	slot chan struct{}
+	// fabric says that the fence agent said of itself that it cuts storage, and Config
+	// does not: its off is no word about power (P2).
+	fabric atomic.Bool
 }
 
 var (
@@ -216,6 +225,10 @@ func (d *Driver) Power(ctx context.Context) (fencing.Reading, error) {
 		r.Finish = time.Now()
 		return r, fmt.Errorf("%w: %s has no word for status, so it proves nothing", fencing.ErrNoState, d.cfg.Program)
 	}
+	if d.fabric.Load() {
+		r.Finish = time.Now()
+		return r, fmt.Errorf("%w: %w", fencing.ErrUnsupported, d.cutsStorage())
+	}
 	code, err := d.run(ctx, Status)
 	r.Finish = time.Now()
 	switch {
@@ -260,8 +273,27 @@ func (d *Driver) command(ctx context.Context, a Action, permit fencing.Permit) e
 	return nil
 }
 
-// Examine runs the program's harmless test, where it has one.
+// cutsStorage is what is said of a fence agent that is not what it is taken for.
+func (d *Driver) cutsStorage() error {
+	return fmt.Errorf("%s says of itself that it cuts hosts off their storage, which leaves them running: say proves: storage", d.cfg.Program)
+}
+
+// fabricMark is how agents that cut storage, of the resource agents' interface, say so
+// in their metadata: a host's access is given back to it when it starts.
+var fabricMark = regexp.MustCompile(`<action\s[^>]*\bname="on"[^>]*\bautomatic="1"`)
+
+// Examine has a fence agent say what it is, and runs the program's harmless test,
+// where it has one.
 func (d *Driver) Examine(ctx context.Context) error {
+	if d.cfg.Style == StyleAgent && !d.cfg.Storage {
+		// One that does not describe itself says nothing against it.
+		if code, out, _ := d.output(ctx, describe); code == 0 {
+			d.fabric.Store(fabricMark.Match(out.kept()))
+		}
+		if d.fabric.Load() {
+			return fmt.Errorf("%w: %w", fencing.ErrUnfit, d.cutsStorage())
+		}
+	}
 	if d.cfg.Words[Test] == "" {
 		return nil
 	}

@@ -233,6 +233,39 @@ func TestFenceAgent(t *testing.T) {
 	}
 }
 
+// P2: an agent that says of itself that it cuts storage, as fence_scsi does, leaves
+// the host running: its off is no word about power, unless that is what it is for.
+func TestAgentThatCutsStorage(t *testing.T) {
+	for _, tt := range []struct {
+		name, metadata string
+		storage, fit   bool
+	}{
+		{name: "storage, and taken for power", metadata: `<action name="on" on_target="1" automatic="1"/>`},
+		{name: "storage, as declared", metadata: `<action name="on" on_target="1" automatic="1"/>`, storage: true, fit: true},
+		{name: "power", metadata: `<action name="on" automatic="0"/><action name="reboot" automatic="1" />`, fit: true},
+		{name: "no metadata", fit: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			agent := filepath.Join(t.TempDir(), "agent")
+			script := "#!/bin/sh\nwhile read l; do case $l in action=metadata) echo '" + tt.metadata + "'; exit 0;; action=status) exit 2;; passwd=*) p=1;; esac; done\n"
+			if err := os.WriteFile(agent, []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			d, err := New(Config{Launcher: launcher(), Style: StyleAgent, Program: agent, Storage: tt.storage, Options: map[string]string{"plug": "3"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Examine(t.Context()); errors.Is(err, fencing.ErrUnfit) == tt.fit || !tt.fit && !strings.Contains(err.Error(), "proves: storage") {
+				t.Errorf("test: %v", err)
+			}
+			r, err := d.Power(t.Context())
+			if off := err == nil && r.State == haven.PowerOff; off != tt.fit {
+				t.Errorf("its off: %s, %v", r.State, err)
+			}
+		})
+	}
+}
+
 // TestExamine tells a program whose own test fails from one that has none, and from
 // one that did not get to its end.
 func TestExamine(t *testing.T) {

@@ -32,13 +32,24 @@ const (
 // run runs the program for one action and returns its exit code, and an error for
 // any but zero. The code is -1 when there is none.
 func (d *Driver) run(ctx context.Context, a Action) (int, error) {
+	code, _, err := d.output(ctx, a)
+	return code, err
+}
+
+// output is run with what the program printed.
+func (d *Driver) output(ctx context.Context, a Action) (int, *tail, error) {
+	out := &tail{}
+	code, err := d.runInto(ctx, a, out)
+	return code, out, err
+}
+
+func (d *Driver) runInto(ctx context.Context, a Action, out *tail) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	args, input, secrets, err := d.prepare(a)
 	if err != nil {
 		return -1, err
 	}
-	out := &tail{}
 	launcher := d.cfg.Launcher
 	cmd := exec.Command(launcher[0], slices.Concat(launcher[1:], []string{d.cfg.Program}, args)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
@@ -117,6 +128,9 @@ func (d *Driver) lines(a Action, password string) (string, error) {
 		pairs = map[string]string{}
 	}
 	pairs["action"] = d.cfg.Words[a]
+	if a == describe {
+		return "action=" + string(describe) + "\n", nil // It needs nothing, least of all a password.
+	}
 	for name, value := range map[string]string{"ipaddr": d.cfg.Address, "login": d.cfg.Username, "passwd": password} {
 		if strings.ContainsAny(value, "\n\x00") {
 			return "", fmt.Errorf("the value of %s has more than one line", name)
@@ -148,14 +162,19 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// kept returns what was kept.
+func (t *tail) kept() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return bytes.Clone(t.data)
+}
+
 // told returns the last lines for an error, in one line of printable text, without
 // the secrets. A secret that was cut in two at the beginning of what was kept is
 // not found any more, so the beginning is thrown away first: as much as the longest
 // way to write one takes.
 func (t *tail) told(secrets []string) string {
-	t.mu.Lock()
-	data := bytes.Clone(t.data)
-	t.mu.Unlock()
+	data := t.kept()
 	if len(data) >= outputMax {
 		cut := 0
 		for _, s := range secrets {

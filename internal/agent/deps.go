@@ -116,6 +116,9 @@ type FenceDevice struct {
 	Key     string
 	Address string
 	Driver  fencing.Driver
+	// Storage says that its off cuts the host off its storage, which is a proof of its
+	// own and no word about power.
+	Storage bool
 	// Session bounds one call of the driver; zero for the fence policy's bound.
 	Session time.Duration
 }

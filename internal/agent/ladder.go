@@ -42,8 +42,17 @@ func (a *Agent) performFence(ctx context.Context, m *mastery, act recovery.Fence
 		return
 	}
 	d.Proof = &haven.Proof{
-		Kind: haven.ProofPowerOff, Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: out.Detail,
+		Kind: proofOf(a.d.Fences[act.Host][out.Level]), Host: act.Host, Boot: act.Boot, By: string(a.d.Host), At: time.Now(), Detail: out.Detail,
 	}
+}
+
+// proofOf is what an off of all devices of a level proves: that the host is off, or
+// that it is cut off its storage, and may run on.
+func proofOf(level []FenceDevice) haven.ProofKind {
+	if slices.ContainsFunc(level, func(dev FenceDevice) bool { return !dev.Storage }) {
+		return haven.ProofPowerOff
+	}
+	return haven.ProofDevice
 }
 
 // unproved is the end of a climb that proved nothing: what each device said.
@@ -80,7 +89,7 @@ func levelMates(fences map[haven.HostID][][]FenceDevice) map[string][]string {
 		for _, level := range ladder {
 			for _, d := range level {
 				for _, o := range level {
-					if o.Key != d.Key {
+					if o.Key != d.Key && !o.Storage {
 						mates[d.Key] = append(mates[d.Key], o.Key)
 					}
 				}

@@ -209,8 +209,11 @@ func (a *Agent) carryOut(ctx context.Context, answer client.FenceAnswer, q clien
 // mayOperate is asked before an operator's power command is recorded and right
 // before it leaves.
 func (a *Agent) mayOperate(id haven.HostID, action haven.FenceAction, q client.Act) error {
-	pending, wrong := false, a.wrongDevice(id)
+	pending, cut, wrong := false, false, a.wrongDevice(id)
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if h := s.Hosts[id]; h != nil {
+			cut = h.ProvedDead() && h.Proof.Kind == haven.ProofDevice
+		}
 		for _, in := range s.OpenIncidents() {
 			if _, p := in.Pending(); p && in.Host == id {
 				pending = true
@@ -224,6 +227,8 @@ func (a *Agent) mayOperate(id haven.HostID, action haven.FenceAction, q client.A
 		return refused("a device of host %s seems to be another host's: %s; when it is its own: haven host trust-bmc %s", id, wrong, id)
 	case pending:
 		return refused("host %s is being fenced: its power is not touched before that is over", id)
+	case action == haven.ActionOn && cut:
+		return refused("host %s was cut off its storage and has not booted since: it may still run VMs that were started elsewhere, and would write to their disks; power-cycle it first", id)
 	case action == haven.ActionOn:
 		return nil
 	case id == a.d.Host:

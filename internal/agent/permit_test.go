@@ -13,6 +13,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -105,6 +106,61 @@ func TestFenceIsAskedOnceMore(t *testing.T) {
 				t.Errorf("%d commands, %v, want %q: %s", b.sent, out.Err, tt.want, out.Detail)
 			}
 		})
+	}
+}
+
+// A device that cuts a host off its storage proves just that: what it says is no
+// reading of the power, and no lie while the host lives on (P2); the proof is named
+// for what it is; and no operator gives the host its disks back before it booted (P1).
+func TestStorageIsNoPower(t *testing.T) {
+	b, bmc := &supply{}, &supply{}
+	fences := map[haven.HostID][][]FenceDevice{"a": {{{Name: "scsi", Key: "ks", Address: "ks", Driver: b, Storage: true}, {Name: "bmc", Key: "kb", Address: "kb", Driver: bmc}}}}
+	p := newPower(fences)
+	at := time.Now().Add(-time.Minute)
+	p.alive("a", []string{"ks", "kb"}, "a1", at)
+	for _, key := range []string{"ks", "kb"} {
+		p.take("a", key, fencing.Reading{State: haven.PowerOn, Start: at, Finish: at})
+	}
+	for i := range 3 {
+		now := at.Add(time.Duration(10+i) * time.Second)
+		p.take("a", "ks", fencing.Reading{State: haven.PowerOff, Start: now, Finish: now})
+		p.alive("a", []string{"ks", "kb"}, "a1", now.Add(time.Duration(5*i)*time.Second))
+	}
+	if _, why := p.learned([]string{"ks", "kb"}); why != "" {
+		t.Errorf("it is taken for a liar: %s", why)
+	}
+	for _, r := range p.detectorReadings("a", "m", at.Add(-time.Hour), ledger.PowerTrust{}, func(at time.Time) time.Duration { return 0 }) {
+		if r.Device == "ks" {
+			t.Errorf("the detector is told of its storage: %+v", r)
+		}
+	}
+	if ok, why := p.trusted("ks", fencing.Reading{Start: time.Now()}, ""); !ok {
+		t.Errorf("it is not trusted: %s", why)
+	}
+	if off := (reading{fencing.Reading{State: haven.PowerOff}, "kb", 1}); p.missingMate(nil, off) != "" {
+		t.Error("an off of the board waits for a word of the storage")
+	}
+	scsi, power := FenceDevice{Storage: true}, FenceDevice{}
+	for want, level := range map[haven.ProofKind][]FenceDevice{haven.ProofDevice: {scsi, scsi}, haven.ProofPowerOff: {scsi, power}} {
+		if got := proofOf(level); got != want {
+			t.Errorf("%d devices prove %s, want %s", len(level), got, want)
+		}
+	}
+	for _, kind := range []haven.ProofKind{haven.ProofDevice, haven.ProofPowerOff} {
+		a := &Agent{d: Deps{Fences: fences, Host: "m"}, power: newPower(fences), ledger: ledger.NewStore()}
+		entry := ledger.Entry{At: at, Term: haven.Term{Generation: 1, Term: 1}, By: "m"}
+		data, err := ledger.Encode(ledger.Found{Cluster: "c", Generation: 1, By: "m", At: at}, ledger.RegisterHost{Host: "a", Boot: "a1", State: "s", Incarnation: 1},
+			ledger.OpenIncident{ID: "i", Host: "a", Boot: "a1", Verdict: haven.VerdictFailed, Entry: entry},
+			ledger.ProveDead{ID: "i", Entry: entry, Proof: haven.Proof{Kind: kind, Host: "a", Boot: "a1", By: "m", At: at}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if errs, ok := a.ledger.Apply(1, 1, data).([]error); !ok || errors.Join(errs...) != nil {
+			t.Fatal(errs)
+		}
+		if err := a.mayOperate("a", haven.ActionOn, client.Act{By: "maria"}); (err != nil) != (kind == haven.ProofDevice) {
+			t.Errorf("on after a proof of kind %s: %v", kind, err)
+		}
 	}
 }
 

@@ -28,6 +28,7 @@ type power struct {
 	lived    map[haven.HostID]time.Time // its last sign of life that was told
 	mates    map[string][]string        // the other devices of a device's level, by key
 	busy     map[haven.HostID]bool      // something is being done to its power
+	storage  map[string]bool            // devices whose off is no word about power, by key
 	shared   map[string]string          // why a device is configured for two hosts, by key
 }
 
@@ -55,7 +56,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 		gate: fencing.NewGate(), trust: map[string]*fencing.Trust{},
 		readings: map[haven.HostID][]reading{}, reading: map[haven.HostID]bool{},
 		boots: map[haven.HostID]boot{}, cleared: map[haven.HostID]uint64{}, lived: map[haven.HostID]time.Time{}, mates: levelMates(fences),
-		busy: map[haven.HostID]bool{},
+		busy: map[haven.HostID]bool{}, storage: map[string]bool{},
 	}
 	var stations []fencing.Station
 	for host, ladder := range fences {
@@ -63,6 +64,7 @@ func newPower(fences map[haven.HostID][][]FenceDevice) *power {
 			if p.trust[d.Key] == nil {
 				p.trust[d.Key] = new(fencing.Trust)
 			}
+			p.storage[d.Key] = d.Storage
 			stations = append(stations, fencing.Station{Host: host, Key: d.Key, Address: d.Address})
 		}
 	}
@@ -111,6 +113,14 @@ func (p *power) take(host haven.HostID, key string, r fencing.Reading) {
 	defer p.mu.Unlock()
 	if r.Start.Before(p.boots[host].since) {
 		return // see booted
+	}
+	if p.storage[key] {
+		// Its on shows that it is the host's; its off is no proof that the host is off,
+		// and no lie about one that lives on.
+		if t := p.trust[key]; t != nil && r.State == haven.PowerOn {
+			t.Read(r)
+		}
+		return
 	}
 	p.session++
 	own := reading{r, key, p.session}

@@ -356,6 +356,7 @@ func (r Real) programDevice(host haven.HostID, name string, d config.Device, pas
 			command.Status: c.Words.Status, command.Test: c.Words.Test,
 		},
 		ExitOn: c.ExitOn, ExitOff: c.ExitOff, Host: host, Username: d.Username, PasswordFile: d.PasswordFile, Timeout: c.RunTimeout,
+		Storage: c.Proves == config.ProvesStorage,
 	}
 	if d.Address.IsValid() {
 		cfg.Address = d.Address.String()
@@ -367,7 +368,7 @@ func (r Real) programDevice(host haven.HostID, name string, d config.Device, pas
 	if err != nil {
 		return FenceDevice{}, err
 	}
-	return FenceDevice{Name: name, Key: string(host) + "/" + name, Address: driver.Target(), Driver: driver, Session: c.RunTimeout + 5*time.Second}, nil
+	return FenceDevice{Name: name, Key: string(host) + "/" + name, Address: driver.Target(), Driver: driver, Storage: cfg.Storage, Session: c.RunTimeout + 5*time.Second}, nil
 }
 
 // helperProbe asks helpers over HTTP as CloudStack's client would.

@@ -195,7 +195,14 @@ type Command struct {
 	ExitOn     int
 	ExitOff    int
 	RunTimeout time.Duration
+	Proves     string // ProvesPower or ProvesStorage
 }
+
+// What the off of a program proves.
+const (
+	ProvesPower   = "power"
+	ProvesStorage = "storage" // the host runs on, cut off its disks
+)
 
 // Words are what a program calls each action; empty for what it cannot do.
 type Words struct{ Off, On, Blink, BlinkOff, Status, Test string }

@@ -148,7 +148,7 @@ func TestCommandDevice(t *testing.T) {
 		Driver: "command", Address: netip.MustParseAddr("10.1.0.1"), Port: 623, Username: "apc", Timeout: 2 * time.Second, CipherSuite: "auto", Redfish: defaultDevice().Redfish,
 		Command: Command{
 			Style: "fence-agents", Program: "/usr/sbin/fence_apc", Options: map[string]string{"plug": "1"},
-			Words: Words{Off: "off", On: "on", Status: "status", Test: "monitor"}, ExitOff: 3, RunTimeout: 20 * time.Second,
+			Words: Words{Off: "off", On: "on", Status: "status", Test: "monitor"}, ExitOff: 3, RunTimeout: 20 * time.Second, Proves: ProvesPower,
 		},
 	}
 	if got := h1.Ladder()[0][0]; !reflect.DeepEqual(got, want) {

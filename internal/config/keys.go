@@ -220,6 +220,7 @@ func (c *Command) keys() []field {
 		}),
 		integer("exit_on", &c.ExitOn, 0, 125, "Exit code of status that means on."),
 		integer("exit_off", &c.ExitOff, 0, 125, "Exit code of status that means off. Any other means unknown. Fence agents use 0 and 2. A program of your own should use others than 0, 1 and 2, such as 10 and 11: 2 is also what shells and interpreters end with when they cannot read a script, and that would be taken for off."),
+		word("proves", &c.Proves, []string{ProvesPower, ProvesStorage}, nil, "What its off proves. power: that the host is off. storage: that it reaches its disks no more, as with fence_scsi or a switch's port, while it may run on: its VMs are started elsewhere, it counts as dead until it boots anew, and Haven never gives it its disks back; action reboot leaves it as it is. Of a fence agent that says of itself that it cuts storage, power is not believed."),
 		duration("run_timeout", &c.RunTimeout, time.Second, 2*time.Minute, "How long one run may take. A fence agent's off waits for the effect itself, for up to 20 s by default."),
 	}
 }

@@ -68,7 +68,7 @@ const (
 
 func defaultDevice() Device {
 	return Device{Port: 623, Timeout: 2 * time.Second, CipherSuite: "auto", Redfish: Redfish{Session: "session"}, Command: Command{
-		Style: "arguments", ExitOff: 2, RunTimeout: 20 * time.Second,
+		Style: "arguments", ExitOff: 2, RunTimeout: 20 * time.Second, Proves: ProvesPower,
 		Words: Words{Off: "off", On: "on", Status: "status"},
 	}}
 }

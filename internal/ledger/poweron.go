@@ -55,8 +55,8 @@ func (c BeginOn) apply(s *State, at Position) error {
 		return reject("host %s is not in boot %s any more, or not proved dead", in.Host, in.Boot)
 	case h.Maintenance != nil:
 		return reject("host %s is in maintenance by %s", in.Host, h.Maintenance.By)
-	case in.Proof == nil || in.Proof.Kind != haven.ProofPowerOff && in.Proof.Kind != haven.ProofDevice:
-		return reject("no device proved host %s off", in.Host)
+	case in.Proof == nil || in.Proof.Kind != haven.ProofPowerOff:
+		return reject("no device proved host %s off", in.Host) // cut off its storage, it may run on (P1)
 	case len(in.Attempts) == 0:
 		return reject("host %s was not powered off by an attempt of incident %s", in.Host, c.ID)
 	case pending:

@@ -93,10 +93,11 @@ func (m *Machine) powerOn(s *ledger.State, in *ledger.Incident, waiting, ordered
 
 // cycles says whether a host is one to be switched on: a device proved it off
 // after Haven decided so. A host that was found off, or that an operator says is
-// off, is somebody else's.
+// off, is somebody else's; and one that was cut off its storage may still run what is
+// started elsewhere: it must not get its disks back (P1).
 func (m *Machine) cycles(h *ledger.Host, in *ledger.Incident) bool {
 	return m.action(in.Host) == haven.ActionReboot && h != nil && h.Boot == in.Boot && h.ProvedDead() && len(in.Attempts) > 0 &&
-		in.Proof != nil && (in.Proof.Kind == haven.ProofPowerOff || in.Proof.Kind == haven.ProofDevice)
+		in.Proof != nil && in.Proof.Kind == haven.ProofPowerOff
 }
 
 // staysOff says what forbids to switch a host on.

@@ -153,6 +153,18 @@ func TestOperatorsOffStaysOff(t *testing.T) {
 	}
 }
 
+// P1: only a host that is proved off is switched on again. One that was cut off its
+// storage would get its disks back, and may run on.
+func TestOnlyWhatIsOffIsSwitchedOn(t *testing.T) {
+	m := New(Config{Action: haven.ActionReboot})
+	for kind, want := range map[haven.ProofKind]bool{haven.ProofPowerOff: true, haven.ProofDevice: false, haven.ProofOperator: false} {
+		p := &haven.Proof{Kind: kind, Host: "a", Boot: "a1"}
+		if got := m.cycles(&ledger.Host{ID: "a", Boot: "a1", Proof: p}, &ledger.Incident{Host: "a", Boot: "a1", Proof: p, Attempts: []ledger.FenceAttempt{{N: 1}}}); got != want {
+			t.Errorf("after a proof of kind %s: %v", kind, got)
+		}
+	}
+}
+
 // P6: of incidents at one time, exactly as many hosts are powered off as the limit
 // allows, however many masters there are in between, and those that were begun are
 // gone on with.
