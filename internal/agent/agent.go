@@ -93,9 +93,12 @@ type Agent struct {
 	troubled []haven.HostID // as the master said last
 	rejected string
 	leave    haven.LeaveReason
-	made     uint64    // reports
-	firstLed time.Time // when this agent first knew a master
-	coldLed  bool      // and that was itself
+	made     uint64 // reports
+	// asks is what they want of the ledger for the watchdog, since the one so numbered.
+	asks      haven.Watchdog
+	asksSince uint64
+	firstLed  time.Time // when this agent first knew a master
+	coldLed   bool      // and that was itself
 }
 
 // New opens everything that an agent has. Whatever it opened is closed again

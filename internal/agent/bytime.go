@@ -99,10 +99,15 @@ func (a *Agent) declare(ctx context.Context, m *mastery, r *client.Report) error
 	if a.ev.outdated(r) { // It waited too long.
 		return errOutdated
 	}
+	if a.reign.Load() != m {
+		return fmt.Errorf("declare the watchdog of %s: %w", r.Host, haven.ErrNotMaster)
+	}
 	same := false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		h := s.Hosts[r.Host]
-		same = h != nil && h.Boot == r.Boot && h.Watchdog.Equal(r.Watchdog)
+		// What the host asked for in between may be on its way yet: then the ledger must
+		// know that this is later.
+		same = h != nil && h.Boot == r.Boot && h.Watchdog.Equal(r.Watchdog) && h.WatchdogAsked >= r.WatchdogSince
 	})
 	if same && !a.dogs.doubt(m, r.Host) {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/haven-ha/haven"
 	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/fencing"
+	"github.com/haven-ha/haven/fencing/watchdog"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
 	"github.com/haven-ha/haven/internal/recovery"
@@ -70,6 +71,61 @@ func TestAnswersAboutWatchdogs(t *testing.T) {
 	all.Wait()
 	if !held().Equal(armed) {
 		t.Errorf("after reports in any order the ledger holds %+v, not what the latest one asked for", held())
+	}
+}
+
+// TestReportThatComesAfterAChangeOfMaster (P2, P7): a report that asks to arm is held up
+// on its way, the host takes that back, and goes. Whoever is master when the old one
+// arrives must not hold armed what never was.
+func TestReportThatComesAfterAChangeOfMaster(t *testing.T) {
+	a := run(t, partsWith(t, 73, 1))
+	for !a.isMaster() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	const many = uint64(1) << 40 // above what the agent's own reports count
+	tell := func(n, since uint64, w haven.Watchdog) (client.Ack, error) {
+		return a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many + n, WatchdogSince: many + since, Watchdog: w})
+	}
+	if ack, err := tell(3, 3, haven.Watchdog{}); err != nil || ack.Watchdog.Armed() {
+		t.Fatalf("%+v, %v", ack, err)
+	}
+	a.ev.forgetReports() // as in a change of master
+	late, err := tell(2, 2, haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}})
+	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+		if w := s.Hosts[a.d.Host].Watchdog; w.Armed() {
+			t.Errorf("the ledger holds %+v; the late report was answered %+v, %v", w, late, err)
+		}
+	})
+	// What is asked for again and again costs no entries.
+	index := a.ledgerIndex()
+	for n := range uint64(5) {
+		if _, err := tell(4+n, 3, haven.Watchdog{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := a.ledgerIndex(); now != index {
+		t.Errorf("%d entries for nothing", now-index)
+	}
+	// Nor does a report of an earlier reign decide anything.
+	if err := a.declare(t.Context(), new(mastery), &client.Report{Identity: a.identity(), Number: many + 20, WatchdogSince: many + 20, Watchdog: haven.Watchdog{Bound: time.Minute, Stores: []string{"s1"}}}); !errors.Is(err, haven.ErrNotMaster) {
+		t.Errorf("in another reign: %v", err)
+	}
+}
+
+// TestAskedSince: a report says with which one its host began to ask for what it asks.
+func TestAskedSince(t *testing.T) {
+	k := &dog{}
+	a := &Agent{dog: k}
+	armed := haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}
+	for i, tc := range []struct {
+		asks  haven.Watchdog
+		since uint64
+	}{{haven.Watchdog{}, 0}, {haven.Watchdog{}, 0}, {armed, 3}, {armed, 3}, {haven.Watchdog{}, 5}, {haven.Watchdog{}, 5}, {armed, 7}} {
+		k.out.Store(&watchdog.Output{Declare: tc.asks})
+		var rep client.Report
+		if a.number(&rep); rep.Number != uint64(i+1) || rep.WatchdogSince != tc.since || !rep.Watchdog.Equal(tc.asks) {
+			t.Errorf("report %d: %d, since %d of %+v; want since %d", i+1, rep.Number, rep.WatchdogSince, rep.Watchdog, tc.since)
+		}
 	}
 }
 

@@ -145,6 +145,10 @@ func (a *Agent) number(rep *client.Report) {
 	defer a.mu.Unlock()
 	a.made++
 	rep.Number, rep.Watchdog = a.made, a.dog.declared()
+	if !rep.Watchdog.Equal(a.asks) {
+		a.asks, a.asksSince = rep.Watchdog, a.made
+	}
+	rep.WatchdogSince = a.asksSince
 }
 
 func (a *Agent) identity() client.Identity {

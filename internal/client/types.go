@@ -68,6 +68,9 @@ type Report struct {
 	// Watchdog is what the agent wants the ledger to hold of its watchdog. It
 	// keeps what the ledger holds until an answer shows the new promise.
 	Watchdog haven.Watchdog `json:"watchdog,omitzero"`
+	// WatchdogSince is the number of the report that asked for this first; 0 when
+	// nothing else was ever asked for. An older report must not come after it.
+	WatchdogSince uint64 `json:"watchdog_since,omitempty"`
 	// Observer is what the agent says of its own paths, Beats what it reads of
 	// all hosts on the stores.
 	Observer ObserverView `json:"observer"`
