@@ -3,10 +3,12 @@ package web_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/web"
 )
 
@@ -111,4 +113,25 @@ func TestUnchangedFilesAreNotSentAgain(t *testing.T) {
 	if w := get(t, http.MethodGet, "/web/style.css", "If-None-Match", tag); w.Code != http.StatusOK {
 		t.Errorf("another file with that tag: %d, want %d", w.Code, http.StatusOK)
 	}
+}
+
+// The hosts' watchdogs are shown, with all that the API tells of them.
+func TestPageShowsWatchdogs(t *testing.T) {
+	script := get(t, http.MethodGet, "/web/app.js").Body.String()
+	host, _ := reflect.TypeFor[client.Host]().FieldByName("Watchdog")
+	if name := "host." + jsonName(host); !strings.Contains(script, "watchdogNote("+name+")") {
+		t.Errorf("the hosts' table does not show %s", name)
+	}
+	_, note, _ := strings.Cut(script, "function watchdogNote(w)")
+	note, _, _ = strings.Cut(note, "\nfunction ")
+	for f := range reflect.TypeFor[client.HostWatchdog]().Fields() {
+		if !strings.Contains(note, "w."+jsonName(f)) {
+			t.Errorf("the page does not show a watchdog's %s", jsonName(f))
+		}
+	}
+}
+
+func jsonName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name
 }

@@ -119,6 +119,7 @@ func New(d Deps) (a *Agent, err error) {
 	}()
 	a.ownFences, a.d.Fences = d.Fences, a.throughOthers(d.Fences)
 	a.countDevices(d.Metrics)
+	a.countArmed(d.Metrics)
 	self, ok := d.Config.Host(d.Host)
 	if !ok {
 		return nil, fmt.Errorf("host %q is not in the hosts section of the configuration", d.Host)

@@ -10,6 +10,7 @@ import (
 	"github.com/haven-ha/haven/fencing"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/obs"
 	"github.com/haven-ha/haven/internal/recovery"
 	"github.com/haven-ha/haven/storagebeat"
 )
@@ -273,4 +274,23 @@ func (a *Agent) storeNames(ids []string) []string {
 		}
 	}
 	return names
+}
+
+// countArmed shows, while this agent is the master, which hosts' watchdogs the ledger
+// holds armed: by them a host could be proved dead without its fence device.
+func (a *Agent) countArmed(m *obs.Metrics) {
+	m.GaugesFunc("host_watchdog_armed", "1 while the ledger holds a host's watchdog armed in its present boot, told by the master.", []string{"host"}, func(emit func(float64, ...string)) {
+		if !a.isMaster() {
+			return
+		}
+		a.ledger.View(func(s *ledger.State, _ ledger.Position) {
+			for _, id := range a.cfg.Hypervisors() {
+				armed := 0.0
+				if h := s.Hosts[id]; h != nil && h.Watchdog.Armed() && !h.ProvedDead() {
+					armed = 1
+				}
+				emit(armed, string(id))
+			}
+		})
+	})
 }

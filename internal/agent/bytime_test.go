@@ -2,6 +2,9 @@ package agent
 
 import (
 	"errors"
+	"fmt"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,6 +130,36 @@ func TestAskedSince(t *testing.T) {
 			t.Errorf("report %d: %d, since %d of %+v; want since %d", i+1, rep.Number, rep.WatchdogSince, rep.Watchdog, tc.since)
 		}
 	}
+}
+
+// TestArmedWatchdogsAreMeasured: the master tells whose watchdog the ledger holds.
+func TestArmedWatchdogsAreMeasured(t *testing.T) {
+	d := partsWith(t, 75, 1)
+	a := run(t, d)
+	page := func() string {
+		w := httptest.NewRecorder()
+		d.Metrics.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+		return w.Body.String()
+	}
+	shows := func(n int) func() bool {
+		return func() bool {
+			return strings.Contains(page(), fmt.Sprintf(`haven_host_watchdog_armed{host="kvm-01"} %d`, n))
+		}
+	}
+	eventually(t, "a host that is not armed", shows(0))
+	const many = uint64(1) << 40 // above what the agent's own reports count
+	w := haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}
+	if _, err := a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many, WatchdogSince: many, Watchdog: w}); err != nil {
+		t.Fatal(err)
+	}
+	if !shows(1)() {
+		t.Error("an armed host is not shown")
+	}
+	m := a.reign.Swap(nil)
+	if strings.Contains(page(), "haven_host_watchdog_armed{") {
+		t.Error("told by one that is not the master")
+	}
+	a.reign.Store(m)
 }
 
 // TestCountOfAnotherReign (P2): what was counted in one reign is no proof in the next:

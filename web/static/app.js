@@ -223,6 +223,14 @@ function path(view) {
     view.why && el("div", { class: "dim small" }, view.why));
 }
 
+// watchdogNote is what a host promises about its watchdog, and, while it is silent, how
+// far the proof by time is.
+function watchdogNote(w) {
+  const why = w.why && ": " + w.why + (w.left_ms ? ` (${age(w.left_ms)} left at least)` : "");
+  return el("div", { class: w.state === "armed" ? "small dim" : "small warn", title: "counts: " + (w.stores || []).join(", ") },
+    `watchdog ${w.state}, resets it ${age(w.bound_ms)} after its last life`, why);
+}
+
 function renderHosts() {
   const heads = ["Host", "Verdict", "Network", "Storage", "Helper", "Power", "VMs"];
   if (state.demo) heads.push("Break or mend");
@@ -237,6 +245,7 @@ function renderHosts() {
       host.wrong_device && el("div", { class: "small warn" }, "not fenced, wrong-device: " + host.wrong_device),
       (host.devices || []).filter((d) => d.failed).map((d) => el("div", { class: "small warn", title: d.advice || "" },
         `fence device ${d.device} fails, ${d.failed}: ${d.detail}`, d.tested && ` (tested ${age(d.age_ms || 0)} ago)`)),
+      host.watchdog && watchdogNote(host.watchdog),
       host.hold && el("div", { class: "small warn" }, "held, " + host.hold.reason + ": " + host.hold.detail),
       host.proof && el("div", { class: "small" }, "proved dead by " + host.proof.by + ": " + host.proof.detail),
       host.evidence && host.verdict !== "healthy" && evidence(host.evidence, "evidence-" + host.host)),
