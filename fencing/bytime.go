@@ -191,7 +191,8 @@ func (b *ByTime) count(in TimeInput, c *TimeCount) {
 		}
 	}
 	if c.State == TimeWaiting {
-		c.Why = fmt.Sprintf("its watchdog is armed with %s: proved in %s at the earliest", c.Bound, c.Left.Round(time.Second))
+		// Without the time that is left: this stands in holds for longer.
+		c.Why = fmt.Sprintf("its watchdog is armed with %s, and the proof by time is awaited", c.Bound)
 		return
 	}
 	c.Left = 0

@@ -46,9 +46,9 @@ func TestByTimeCases(t *testing.T) {
 	}{
 		{"read after the promise", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 34)}, fencing.TimeProved, "must have fired"},
 		{"read a moment too early", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 33.5)}, fencing.TimeUnknown, "store name-of-s1 is not read"},
-		{"acked later", 40, promised("s1"), 9, []fencing.BeatSight{seen("s1", -1, 39)}, fencing.TimeWaiting, "proved in 2s"},
-		{"changed later", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", 7, 39.5)}, fencing.TimeWaiting, "proved in 2s"},
-		{"changed for another reader", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39.5), seen("s1", 7, 7)}, fencing.TimeWaiting, "proved in"},
+		{"acked later", 40, promised("s1"), 9, []fencing.BeatSight{seen("s1", -1, 39)}, fencing.TimeWaiting, "the proof by time is awaited"},
+		{"changed later", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", 7, 39.5)}, fencing.TimeWaiting, "the proof by time is awaited"},
+		{"changed for another reader", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39.5), seen("s1", 7, 7)}, fencing.TimeWaiting, "the proof by time is awaited"},
 		{"one store of two", 40, promised("s1", "s2"), 1, []fencing.BeatSight{seen("s1", -1, 39)}, fencing.TimeUnknown, "store s2 is not read"},
 		{"two of two, by two readers", 40, promised("s1", "s2"), 1, []fencing.BeatSight{seen("s1", -1, 39), seen("s2", 0, 38)}, fencing.TimeProved, "(name-of-s1, name-of-s2)"},
 		{"a store more than declared", 40, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 39), but(seen("s2", -9, 38), func(s *fencing.BeatSight) { s.Watchdog = 0 })}, fencing.TimeProved, ""},
@@ -67,7 +67,7 @@ func TestByTimeCases(t *testing.T) {
 		{"another store by the same name", 40, promised("s1"), 1, []fencing.BeatSight{but(seen("s3", -1, 39), func(s *fencing.BeatSight) { s.Name = "name-of-s1" })}, fencing.TimeUnknown, "not read"},
 		{"no record", 40, promised("s1"), 1, []fencing.BeatSight{{Reader: "r", Store: "s1", Vouched: true, ReadAt: at(39)}}, fencing.TimeUnknown, "not read"},
 		{"nobody reads", 40, promised("s1"), 1, nil, fencing.TimeUnknown, "not read by anybody"},
-		{"on its way", 20, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 19)}, fencing.TimeWaiting, "proved in 14s"},
+		{"on its way", 20, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 19)}, fencing.TimeWaiting, "the proof by time is awaited"},
 		{"on its way, and nobody reads", 20, promised("s1"), 1, []fencing.BeatSight{seen("s1", -1, 4)}, fencing.TimeUnknown, "not read by anybody"},
 	}
 	for _, tt := range tests {

@@ -68,6 +68,9 @@ func promisedText(w client.HostWatchdog) string {
 	if w.Why != "" {
 		text += "; " + w.Why
 	}
+	if w.Left > 0 {
+		text += fmt.Sprintf(" (%s left at least)", age(w.Left))
+	}
 	return text
 }
 

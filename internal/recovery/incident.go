@@ -3,6 +3,7 @@ package recovery
 import (
 	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/haven-ha/haven"
@@ -102,6 +103,7 @@ func (m *Machine) incidentID(s *ledger.State, h *ledger.Host) haven.IncidentID {
 
 // pursue takes an incident without proof further.
 func (m *Machine) pursue(s *ledger.State, h *ledger.Host, in *ledger.Incident, view HostView) {
+	m.recount(in, view)
 	proof, proved := m.proofs[in.ID]
 	if proved {
 		m.propose(proof)
@@ -214,7 +216,35 @@ func (m *Machine) proveByTime(h *ledger.Host, in *ledger.Incident, view HostView
 // orConfirm ends what a hold says with what may still come, and what an operator
 // can do.
 func orConfirm(host haven.HostID, view HostView) string {
-	return fmt.Sprintf("%s; if it is off, say so: haven fence confirm %s --reason \"how you know\" --by NAME", cmp.Or(view.Watchdog, "its watchdog is not armed"), host)
+	return fmt.Sprintf("%s%s haven fence confirm %s --reason \"how you know\" --by NAME", cmp.Or(view.Watchdog, "its watchdog is not armed"), ifOff, host)
+}
+
+// ifOff follows what a hold says of the watchdog, and aboutDog begins that.
+const (
+	ifOff    = "; if it is off, say so:"
+	aboutDog = "its watchdog"
+)
+
+// recountEvery is the least time between two corrections of a hold: each is an entry
+// in the log.
+const recountEvery = 5 * time.Second
+
+// recount corrects what a hold says of the watchdog when that is so no more: nobody
+// is to wait for a proof that cannot come, or to confirm what proves itself soon (P9).
+func (m *Machine) recount(in *ledger.Incident, view HostView) {
+	head, tail, found := strings.Cut(in.Hold.Detail, ifOff)
+	at := strings.LastIndex(head, aboutDog)
+	if !found || at < 0 || !strings.HasPrefix(view.Watchdog, aboutDog) || head[at:] == view.Watchdog {
+		return
+	}
+	if last, ok := m.recounted[in.ID]; ok && m.now.Sub(last) < recountEvery {
+		m.wake(recountEvery - m.now.Sub(last))
+		return
+	}
+	m.recounted[in.ID] = m.now
+	hold := in.Hold
+	hold.Detail = head[:at] + view.Watchdog + ifOff + tail
+	m.propose(ledger.NoteIncident{ID: in.ID, Hold: &hold, Entry: m.entry(nil, "")})
 }
 
 // returned ends the incident of a host that has been healthy for long enough.

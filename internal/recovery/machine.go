@@ -222,6 +222,8 @@ type Machine struct {
 	sent    map[haven.OrderID]time.Time
 	fetched map[string]time.Time
 	blocked map[haven.IncidentID]retry
+	// recounted is when what a hold says of a watchdog was last corrected.
+	recounted map[haven.IncidentID]time.Time
 	healthy map[haven.HostID]time.Time
 	// troubled is since when a host's verdict has been worth an incident.
 	troubled map[haven.HostID]time.Time
@@ -277,7 +279,7 @@ func New(cfg Config) *Machine {
 		seen:    map[haven.VMID]sight{},
 		sent:    map[haven.OrderID]time.Time{},
 		fetched: map[string]time.Time{},
-		blocked: map[haven.IncidentID]retry{},
+		blocked: map[haven.IncidentID]retry{}, recounted: map[haven.IncidentID]time.Time{},
 		healthy: map[haven.HostID]time.Time{}, troubled: map[haven.HostID]time.Time{},
 		dead: map[haven.HostID]time.Time{}, there: map[haven.VMID]time.Time{},
 		lost: map[haven.HostID]time.Time{}, stops: map[string]time.Time{}, held: map[holdKey]*heldFor{}, faces: map[haven.HostID]*face{},
@@ -378,6 +380,11 @@ func (m *Machine) forget(s *ledger.State) {
 	for id := range m.blocked {
 		if in := s.Incidents[id]; in == nil || !in.Open() {
 			delete(m.blocked, id)
+		}
+	}
+	for id := range m.recounted {
+		if in := s.Incidents[id]; in == nil || !in.Open() {
+			delete(m.recounted, id)
 		}
 	}
 	for id := range m.proofs {

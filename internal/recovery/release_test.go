@@ -225,3 +225,46 @@ func TestHostCaps(t *testing.T) {
 		}
 	}
 }
+
+// P9: what a hold says of the watchdog is so as long as it stands, whoever is master:
+// a proof that cannot come is not to be waited for, and one that comes is not to be
+// forestalled by a person. It costs no flood of entries, and begins no new hold.
+func TestHoldSaysHowTheWatchdogStands(t *testing.T) {
+	w, logged := watched()
+	w.script(t, "cluster a b c", "vm web a", "run 1s", "watchdog a armed", "silent a", "verdict a failed", "bmc fails", "run 100s")
+	h := w.hosts["a"]
+	hold := func() haven.Hold { return w.state.Incidents[w.state.Hosts["a"].Incident].Hold }
+	awaited := h.watchdog
+	if got := hold(); got.Reason != haven.HoldFenceBlocked || !strings.Contains(got.Detail, awaited) {
+		t.Fatalf("%+v", got)
+	}
+	w.script(t, "watchdog a uncountable")
+	uncountable := h.watchdog
+	for _, tc := range []struct{ name, says, not string }{
+		{"nobody reads the store", uncountable, awaited},
+		{"it is read again", awaited, uncountable},
+	} {
+		h.watchdog = tc.says
+		w.m = New(w.cfg) // another master, who begins the fence anew
+		w.script(t, "run 6s")
+		h.watchdog = tc.not // and something in between
+		w.script(t, "run 6s")
+		h.watchdog = tc.says
+		w.script(t, "run 11s")
+		if got := hold().Detail; !strings.Contains(got, tc.says) || strings.Contains(got, tc.not) || strings.Count(got, "fence confirm a") != 1 {
+			t.Errorf("%s: %s", tc.name, got)
+		}
+	}
+	since := hold().Since
+	before, notices := logged("held: fence-blocked"), logged("alarm fence-blocked")
+	for i := range 200 { // it flaps
+		h.watchdog = []string{awaited, uncountable}[i%2]
+		w.script(t, "run 100ms")
+	}
+	if n := logged("held: fence-blocked") - before; n < 2 || n > 6 {
+		t.Errorf("%d entries in 20 s", n)
+	}
+	if n := logged("alarm fence-blocked") - notices; n > 1 || n == 0 && !hold().Since.Equal(since) {
+		t.Errorf("%d alarms; held since %s, %s", n, since, hold().Since)
+	}
+}

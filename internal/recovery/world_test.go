@@ -174,7 +174,7 @@ func (w *world) declare(h *host) {
 		Host: h.id, Boot: h.boot, State: h.state, Incarnation: h.inc, Number: w.state.Hosts[h.id].WatchdogAsked + 1,
 		Watchdog: haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}},
 	})
-	h.watchdog = "its watchdog is armed with 30s: proved in 12s at the earliest"
+	h.watchdog = "its watchdog is armed with 30s, and the proof by time is awaited"
 }
 
 // fires is the watchdog's reset, as the count proves it. The host stays off.

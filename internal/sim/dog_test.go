@@ -164,7 +164,7 @@ func TestDogs(t *testing.T) {
 			sim.Kill(h.BMC)
 			c.Silence(h, true)
 			held(c, h, haven.HoldActionNone, time.Minute)
-			stillWaits(c, h, "proved in")
+			stillWaits(c, h, "the proof by time is awaited")
 			c.Recovered(2*time.Minute, h.N())
 			byTime(c, h)
 		}}},
