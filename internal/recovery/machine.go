@@ -224,7 +224,7 @@ type Machine struct {
 	blocked map[haven.IncidentID]retry
 	// recounted is when what a hold says of a watchdog was last corrected.
 	recounted map[haven.IncidentID]time.Time
-	healthy map[haven.HostID]time.Time
+	healthy   map[haven.HostID]time.Time
 	// troubled is since when a host's verdict has been worth an incident.
 	troubled map[haven.HostID]time.Time
 	// dead is since when this master has known a host's proof, and there is when
