@@ -201,10 +201,15 @@ func (d *Driver) Set(ctx context.Context, action haven.FenceAction, permit fenci
 	default:
 		return fmt.Errorf("%w: action %q", fencing.ErrUnsupported, action)
 	}
+	sent := false
 	return d.do(ctx, string(action), func(ctx context.Context, s *session) error {
-		if err := permit.Check(ctx); err != nil {
+		if err := permit.Check(ctx); err != nil && sent {
+			// A refusal would say that nothing went out, and nobody knows.
+			return fmt.Errorf("%w: no answer to the command, and no permission to send it again: %s", fencing.ErrUnreachable, err.Error())
+		} else if err != nil {
 			return err
 		}
+		sent = true
 		_, err := s.command(ctx, req)
 		return err
 	})

@@ -478,6 +478,20 @@ func TestPermit(t *testing.T) {
 	if n := len(b.Commands()); n < 2 || asked < n {
 		t.Errorf("%d commands with %d permits", n, asked)
 	}
+	// A command went out, its answer is lost, and the permit is withdrawn before it is
+	// sent again: nobody is told that nothing was sent.
+	asked = 0
+	before := len(b.Commands())
+	b.SetFaults(func(f *ipmitest.Faults) { *f = ipmitest.Faults{LoseCommandReply: true} })
+	err = driver(t, b.Addr(), hasty).Set(t.Context(), haven.ActionOff, func(context.Context) error {
+		if asked++; asked > 1 {
+			return denied
+		}
+		return nil
+	})
+	if got := len(b.Commands()) - before; got != 1 || asked != 2 || errors.Is(err, fencing.ErrNotPermitted) || !errors.Is(err, fencing.ErrUnreachable) || !strings.Contains(err.Error(), denied.Error()) {
+		t.Errorf("%d commands, %d permits: %v", got, asked, err)
+	}
 }
 
 // The secret is in no error, no log line and no print of a driver.

@@ -140,6 +140,10 @@ func (s *session) request(ctx context.Context, q request) (*answer, error) {
 			idles++
 			continue
 		}
+		if errors.Is(err, fencing.ErrNotPermitted) && idles > 0 {
+			// A refusal would say that nothing went out, and nobody knows.
+			return nil, fmt.Errorf("%w, and there is no permission to send it again: %s", errIdle, err.Error())
+		}
 		if err != nil {
 			return nil, err
 		}

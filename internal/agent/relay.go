@@ -200,7 +200,7 @@ func (r relayed) do(ctx context.Context, near func(context.Context) error, far f
 	if end, ok := ctx.Deadline(); ok {
 		patience = time.Until(end) / 4
 	}
-	var err error
+	var err, first error
 	for range 2 {
 		w := r.a.relays.way(r.dev.Key)
 		delegate := haven.HostID("")
@@ -215,11 +215,16 @@ func (r relayed) do(ctx context.Context, near func(context.Context) error, far f
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return err // It was broken off, which tells nothing of the way.
 		}
+		if errors.Is(err, fencing.ErrNotPermitted) && first != nil {
+			// A refusal would say that nothing went out, and nobody knows.
+			return fmt.Errorf("%w; and no permission to send it on another way: %s", first, err.Error())
+		}
 		closed := errors.Is(err, fencing.ErrUnreachable)
 		r.a.relays.tried(r.dev.Key, delegate, !closed)
 		if !closed || ctx.Err() != nil || time.Since(began) > patience || r.a.delegate(r.host, w) == "" {
 			return err
 		}
+		first = err
 	}
 	return err
 }
