@@ -155,7 +155,9 @@ func (d *Driver) Target() string {
 	if d.cfg.Style == StyleAgent {
 		parts = append(parts, d.cfg.Address)
 		for _, name := range slices.Sorted(maps.Keys(d.cfg.Options)) {
-			parts = append(parts, name+"="+d.cfg.Options[name])
+			if !secretOption(name) { // It is told where two devices are one.
+				parts = append(parts, name+"="+d.cfg.Options[name])
+			}
 		}
 		return strings.Join(parts, " ")
 	}
@@ -164,6 +166,12 @@ func (d *Driver) Target() string {
 		parts = append(parts, filled)
 	}
 	return strings.Join(parts, " ")
+}
+
+// secretOption says whether an option of a fence agent is a secret: the password of
+// SNMP's privacy, or its community.
+func secretOption(name string) bool {
+	return strings.Contains(name, "passw") && !strings.HasSuffix(name, "_script") || strings.Contains(name, "community")
 }
 
 // checkTemplate refuses a template that cannot tell one action from another, or

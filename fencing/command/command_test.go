@@ -266,6 +266,28 @@ func TestAgentThatCutsStorage(t *testing.T) {
 	}
 }
 
+// Options of fence agents may be secrets, too: neither an error nor the name of what
+// is told to act on tells them.
+func TestSecretOptions(t *testing.T) {
+	agent := filepath.Join(t.TempDir(), "agent")
+	if err := os.WriteFile(agent, []byte("#!/bin/sh\ncat >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(Config{Launcher: launcher(), Style: StyleAgent, Program: agent, Options: map[string]string{"plug": "3", "snmp_priv_passwd": "tru5tno1", "community": "5ecret"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Power(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "plug=3") {
+		t.Fatalf("the agent did not get its options: %v", err)
+	}
+	for _, secret := range []string{"tru5tno1", "5ecret"} {
+		if strings.Contains(err.Error()+d.Target(), secret) {
+			t.Errorf("%s is told: %v, %s", secret, err, d.Target())
+		}
+	}
+}
+
 // TestExamine tells a program whose own test fails from one that has none, and from
 // one that did not get to its end.
 func TestExamine(t *testing.T) {

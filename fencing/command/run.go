@@ -105,6 +105,11 @@ func (d *Driver) prepare(a Action) (args []string, input string, secrets []strin
 		}
 		secrets = append(secrets, password)
 	}
+	for name, value := range d.cfg.Options {
+		if secretOption(name) {
+			secrets = append(secrets, value)
+		}
+	}
 	if d.cfg.Style == StyleAgent {
 		input, err = d.lines(a, password)
 		return nil, input, secrets, err

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,6 +86,7 @@ func (a *Agent) operate(ctx context.Context, c *api.Call) (any, error) {
 	switch answer.Action {
 	case haven.ActionStatus, haven.ActionTest:
 		answer.Devices = a.readDevices(ctx, id)
+		a.notify(looked(answer, q.By))
 		return answer, nil
 	case haven.ActionOff, haven.ActionOn, haven.ActionBlink:
 		if err := a.mayOperate(id, answer.Action, q); err != nil {
@@ -94,6 +97,20 @@ func (a *Agent) operate(ctx context.Context, c *api.Call) (any, error) {
 		fallthrough
 	default:
 		return nil, badRequest(fmt.Errorf("action %q: want on, off, status, blink or test", answer.Action))
+	}
+}
+
+// looked tells of an operator's look at a host's power, for those who want to know
+// of everything that is asked of a board.
+func looked(answer client.FenceAnswer, by string) notify.Event {
+	var words []string
+	for _, d := range answer.Devices {
+		words = append(words, d.Device+": "+cmp.Or(d.Failed, string(d.Power)))
+	}
+	return notify.Event{
+		Kind: notify.KindOperator, Severity: notify.Info, Host: answer.Host,
+		Text: fmt.Sprintf("%s of %s, for %s: %s", answer.Action, answer.Host, by, strings.Join(words, ", ")),
+		ID:   notify.NewID(notify.KindOperator, string(answer.Action), string(answer.Host), time.Now().UTC().Format(time.RFC3339Nano)),
 	}
 }
 

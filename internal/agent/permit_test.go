@@ -16,6 +16,7 @@ import (
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
 	"github.com/haven-ha/haven/internal/ledger"
+	"github.com/haven-ha/haven/internal/notify"
 	"github.com/haven-ha/haven/internal/recovery"
 )
 
@@ -161,6 +162,14 @@ func TestStorageIsNoPower(t *testing.T) {
 		if err := a.mayOperate("a", haven.ActionOn, client.Act{By: "maria"}); (err != nil) != (kind == haven.ProofDevice) {
 			t.Errorf("on after a proof of kind %s: %v", kind, err)
 		}
+	}
+}
+
+// What an operator only looks at is told as well, to those who want to know.
+func TestLooksAreTold(t *testing.T) {
+	e := looked(client.FenceAnswer{Host: "a", Action: haven.ActionTest, Devices: []client.DeviceWord{{Device: "bmc", Power: haven.PowerOn}, {Device: "strip", Failed: "auth"}}}, "maria")
+	if e.Severity != notify.Info || e.Kind != notify.KindOperator || e.Host != "a" || e.Text != "test of a, for maria: bmc: on, strip: auth" {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -142,7 +142,8 @@ func (s *Sender) deliver(ctx context.Context, password string, text []byte) erro
 			return fmt.Errorf("connect: %w", err)
 		}
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	raw := conn // TLS goes around it below.
+	defer context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })()
 	if s.cfg.Mode == TLS {
 		secure := tls.Client(conn, s.tls())
 		if err := secure.HandshakeContext(ctx); err != nil {
