@@ -55,6 +55,8 @@ type dog struct {
 	device WatchdogDevice
 
 	out atomic.Pointer[watchdog.Output]
+	// stepped is when that was, by the boot-time clock.
+	stepped atomic.Int64
 	// held is set while this host resets itself: then it is to end, be it by the dog.
 	held atomic.Bool
 
@@ -120,6 +122,7 @@ func (k *dog) take() watchdog.Input {
 
 func (k *dog) publish(out watchdog.Output) {
 	was := k.out.Swap(&out)
+	k.stepped.Store(int64(k.boottime()))
 	k.mu.Lock()
 	close(k.changed)
 	k.changed = make(chan struct{})
@@ -131,6 +134,19 @@ func (k *dog) publish(out watchdog.Output) {
 	if was != nil && !was.Declare.Equal(out.Declare) {
 		k.told()
 	}
+}
+
+// dogStuckAfter is how long one action of the device may take before people are told:
+// the petting goroutine steps every second. A driver may wait for a board.
+const dogStuckAfter = 4 * time.Second
+
+// stuck says for how long the device has not come back from what was asked of it; 0
+// while it does.
+func (k *dog) stuck() time.Duration {
+	if since := k.boottime() - time.Duration(k.stepped.Load()); since > dogStuckAfter {
+		return since
+	}
+	return 0
 }
 
 // pet is the goroutine that has the device.
@@ -267,12 +283,26 @@ func (a *Agent) attendWatchdog(ctx context.Context) {
 	var version uint64
 	var last watchdog.Output
 	var failing error
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	hangs := 0 // looks at a device that did not come back; after one, this process may have stood still
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			since := k.stuck()
+			if hangs++; since == 0 {
+				hangs = 0
+			}
+			if hangs == 2 {
+				last.Trouble = stuckText(since) // The next output ends it.
+				a.watchdogTrouble(fmt.Sprintf("the watchdog of %s: %s; its host is RESET when that lasts", a.d.Host, last.Trouble))
+			}
+			continue
 		case <-k.news:
 		}
+		hangs = 0
 		out := *k.out.Load()
 		if out.Version != version || out.Life-saved.Life >= time.Second/2 {
 			err := k.d.Save(out.Record)
@@ -286,6 +316,10 @@ func (a *Agent) attendWatchdog(ctx context.Context) {
 		}
 		a.tellWatchdog(&last, out)
 	}
+}
+
+func stuckText(since time.Duration) string {
+	return fmt.Sprintf("its device has not come back for %s, and is not petted", since.Round(time.Second))
 }
 
 // tellWatchdog tells what changed.
@@ -329,6 +363,9 @@ func (a *Agent) viewWatchdog() *client.WatchdogView {
 	out := a.dog.out.Load()
 	now := a.d.Boottime()
 	v := &client.WatchdogView{State: string(out.State), Device: out.Record.Device, Declared: out.Record.Declared, Agreed: out.Agreed, Why: out.Trouble}
+	if since := a.dog.stuck(); since > 0 {
+		v.Why = stuckText(since)
+	}
 	if out.Life > 0 {
 		v.LifeAge = client.MillisOf(now - out.Life)
 	}
@@ -357,7 +394,7 @@ func (a *Agent) measureWatchdog() {
 		return
 	}
 	a.d.Metrics.GaugeFunc("watchdog_armed", "1 while the host's watchdog is armed and petted.", func() float64 {
-		if s := a.dog.out.Load().State; s == watchdog.Armed || s == watchdog.Disarming {
+		if s := a.dog.out.Load().State; a.dog.stuck() == 0 && (s == watchdog.Armed || s == watchdog.Disarming) {
 			return 1
 		}
 		return 0

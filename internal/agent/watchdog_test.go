@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +77,7 @@ func (s *memoryStore) said(t *testing.T) time.Duration {
 
 // benchDog is a device that notes what is done with it, and what it says when.
 type benchDog struct {
+	driver  sync.Mutex // a pet waits for it
 	mu      sync.Mutex
 	doings  []string
 	pets    int
@@ -103,6 +105,8 @@ func (d *benchDog) SetTimeout(t time.Duration) (time.Duration, error) {
 func (d *benchDog) Timeout() (time.Duration, error) { return d.timeout, nil }
 
 func (d *benchDog) Pet() error {
+	d.driver.Lock()
+	defer d.driver.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.pets++
@@ -307,6 +311,41 @@ func TestWatchdogLivesByBeats(t *testing.T) {
 	comes(t, "people are told", func() bool { return told.has(notify.KindWatchdogTrouble, "device gone") })
 	dog.broken(nil)
 	comes(t, "and of its end", func() bool { return told.has(notify.KindWatchdogWorks, "in order") })
+}
+
+// P8, P9: a device whose driver does not come back is told of, and not said to be
+// petted; the agent goes on, also to its end.
+func TestWatchdogWhoseDeviceHangs(t *testing.T) {
+	d := parts(t, 65)
+	told := &people{}
+	d.Notifier = told
+	dog, store := &benchDog{timeout: 2 * time.Second}, newMemoryStore()
+	left := watchdog.Record{
+		Boot: d.Boot, PID: 1, Armed: true, Device: "/dev/watchdog", Silence: 10 * time.Second, Timeout: 2 * time.Second, Asked: 2 * time.Second,
+		Life: d.Boottime(), Standing: []haven.Watchdog{{Bound: 16 * time.Second, Stores: []string{store.id.ID.String()}}},
+	}
+	equip(&d, dog, store, left, &benchTerms)
+	a := run(t, d)
+	armed := func() string {
+		w := httptest.NewRecorder()
+		d.Metrics.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+		_, rest, _ := strings.Cut(w.Body.String(), "\nhaven_watchdog_armed ")
+		value, _, _ := strings.Cut(rest, "\n")
+		return value
+	}
+	comes(t, "it is petted", func() bool { return a.dog.out.Load().State == watchdog.Armed && armed() == "1" })
+	dog.driver.Lock()
+	release := sync.OnceFunc(dog.driver.Unlock)
+	defer release()
+	comes(t, "people are told", func() bool { return told.has(notify.KindWatchdogTrouble, "has not come back") })
+	if v := a.viewWatchdog(); !strings.Contains(v.Why, "not petted") || armed() != "0" {
+		t.Errorf("%+v, measured as armed %s", v, armed())
+	}
+	release()
+	comes(t, "and of its end", func() bool { return told.has(notify.KindWatchdogWorks, "in order") })
+	if v := a.viewWatchdog(); v.Why != "" {
+		t.Errorf("%+v afterwards", v)
+	}
 }
 
 // people hear what is told.
