@@ -21,6 +21,9 @@ const (
 	pillEvery = 500 * time.Millisecond
 	// pillAskTimeout bounds one question to a master: several fit into the patience.
 	pillAskTimeout = time.Second
+	// pillAskedFor is how long a host has to ask, and not to be heard otherwise, before
+	// a master says yes: some reports, and less than the host's own patience.
+	pillAskedFor = 3 * time.Second
 	// lastWord is how long a host that obeys waits for its last beat to be written.
 	lastWord = time.Second
 	// resetAgain is after how long a reset that did not happen is tried again.
@@ -34,8 +37,9 @@ type pills struct {
 	resets  atomic.Bool // this host obeys a pill now
 	answers chan pill.Answer
 
-	mu   sync.Mutex
-	left map[haven.HostID]leftPill
+	mu     sync.Mutex
+	left   map[haven.HostID]leftPill
+	askers map[haven.HostID]asker // bounded by the number of hosts
 }
 
 // pillKeys make and know the seals of pills.
@@ -45,7 +49,7 @@ type pillKeys struct {
 }
 
 func newPills(cluster string, secrets []cluster.Key) (*pills, error) {
-	p := &pills{answers: make(chan pill.Answer, 8), left: map[haven.HostID]leftPill{}}
+	p := &pills{answers: make(chan pill.Answer, 8), left: map[haven.HostID]leftPill{}, askers: map[haven.HostID]asker{}}
 	return p, p.keys.set(cluster, secrets)
 }
 
@@ -241,16 +245,48 @@ func (a *Agent) PillStands(ctx context.Context, from haven.HostID, q client.Pill
 	if err := a.verified(ctx, m); err != nil {
 		return client.PillAnswer{}, err
 	}
-	ans := client.PillAnswer{Term: m.term}
+	ans, err := a.pillStands(from, q, time.Now())
+	ans.Term = m.term
+	return ans, err
+}
+
+// pillStands is PillStands of an agent that leads. An agent that was just started, or
+// that woke up, may ask before its first report is taken: it is not told to reset a
+// host that is back (P4). A yes is only for one that goes on asking while its reports
+// are not taken.
+func (a *Agent) pillStands(from haven.HostID, q client.PillRequest, now time.Time) (ans client.PillAnswer, err error) {
+	asking := a.pills.asking(from, q.Boot, now)
 	rep, _ := a.ev.view(from)
-	if rep != nil && rep.Boot == q.Boot && time.Since(rep.at) <= a.connectedFor() {
+	if rep != nil && rep.Boot == q.Boot && now.Sub(rep.at) <= a.connectedFor() {
 		ans.Why = "the host's agent reports to the master"
 	} else if err := a.fenceStands(recovery.Fence{Incident: q.Incident, N: q.Attempt, Host: from, Boot: q.Boot}); err != nil {
 		ans.Why = err.Error()
+	} else if asking < pillAskedFor {
+		return ans, fmt.Errorf("%s reaches its master, so its report is waited for: %w", from, haven.ErrUnavailable)
 	} else {
 		ans.Stands = true
 	}
 	return ans, nil
+}
+
+// asker is a host that asks about its pill again and again.
+type asker struct {
+	boot        haven.BootID
+	first, last time.Time
+}
+
+// asking notes a question, and says for how long the host has been asking without a
+// pause.
+func (p *pills) asking(host haven.HostID, boot haven.BootID, now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, known := p.askers[host]
+	if !known || k.boot != boot || now.Sub(k.last) > pillAskTimeout+2*pillEvery {
+		k = asker{boot: boot, first: now}
+	}
+	k.last = now
+	p.askers[host] = k
+	return now.Sub(k.first)
 }
 
 // obey says a last word and resets the machine. From here on nothing is waited for

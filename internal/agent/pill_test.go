@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/haven-ha/haven"
+	"github.com/haven-ha/haven/detector"
 	"github.com/haven-ha/haven/fencing/watchdog"
 	"github.com/haven-ha/haven/internal/client"
 	"github.com/haven-ha/haven/internal/config"
@@ -436,5 +437,52 @@ func TestPillWatchNoticesSuspension(t *testing.T) {
 		if got := w.slept(now); got != tc.slept {
 			t.Errorf("%s: %t", tc.name, got)
 		}
+	}
+}
+
+// TestPillOfHostThatIsBack (P4): an agent that was just started may ask about a pill
+// before its first report is taken. The master does not tell it to reset a host that
+// is back: it says yes only to one that asks on and is not heard otherwise.
+func TestPillOfHostThatIsBack(t *testing.T) {
+	p, err := newPills("prod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{cfg: config.Default(config.ProfileNormal), power: newPower(nil), ledger: ledger.NewStore(), pills: p, ev: newEvidence(), log: slog.New(slog.DiscardHandler)}
+	now := time.Now()
+	entry := ledger.Entry{At: now, Term: haven.Term{Generation: 1, Term: 1}, By: "m"}
+	data, err := ledger.Encode(
+		ledger.Found{Cluster: "c", Generation: 1, By: "m", At: now},
+		ledger.RegisterHost{Host: "a", Boot: "a1", State: "s", Incarnation: 1},
+		ledger.OpenIncident{ID: "i", Host: "a", Boot: "a1", Verdict: haven.VerdictFailed, Entry: entry},
+		ledger.NoteIncident{ID: "i", Step: haven.StepConfirmed, Verdict: haven.VerdictFailed, Entry: entry},
+		ledger.BeginFence{ID: "i", Attempt: ledger.FenceAttempt{N: 1, Action: haven.ActionOff, Term: entry.Term, By: "m", BegunAt: now}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, _ := a.ledger.Apply(1, 1, data).([]error)
+	if err := errors.Join(errs...); err != nil || len(errs) != 5 {
+		t.Fatal(err)
+	}
+	ask := func(after time.Duration) (client.PillAnswer, error) {
+		j := &judged{at: time.Now(), hosts: map[haven.HostID]int{"a": 0}, boots: map[haven.HostID]haven.BootID{"a": "a1"}}
+		j.out.Hosts = []detector.Judgement{{Host: "a", Verdict: haven.VerdictFailed, FenceAllowed: true}}
+		a.judgement.Store(j)
+		return a.pillStands("a", client.PillRequest{Boot: "a1", Incident: "i", Attempt: 1}, now.Add(after))
+	}
+	for _, after := range []time.Duration{0, time.Second, 2 * time.Second, 20 * time.Second, 21 * time.Second} { // it paused in between
+		if ans, err := ask(after); ans.Stands || !errors.Is(err, haven.ErrUnavailable) {
+			t.Errorf("after %s: %+v, %v", after, ans, err)
+		}
+	}
+	for after := 22 * time.Second; after < 23*time.Second; after += pillEvery {
+		_, _ = ask(after)
+	}
+	if ans, err := ask(20*time.Second + pillAskedFor); err != nil || !ans.Stands {
+		t.Errorf("of one that is not heard otherwise: %+v, %v", ans, err)
+	}
+	a.ev.report(&client.Report{Identity: client.Identity{Host: "a", Boot: "a1"}}, now.Add(20*time.Second+pillAskedFor))
+	if ans, err := ask(20*time.Second + pillAskedFor); err != nil || ans.Stands || ans.Why == "" {
+		t.Errorf("of one that reports: %+v, %v", ans, err)
 	}
 }
