@@ -23,6 +23,15 @@ type dogs struct {
 	acked  map[haven.HostID]dogAck
 	doubts map[haven.HostID]bool
 	turns  map[haven.HostID]chan struct{}
+	// refused is what the ledger did not take, so that it is not asked again with every
+	// report: each question is an entry in the log.
+	refused map[haven.HostID]dogRefusal
+}
+
+type dogRefusal struct {
+	boot  haven.BootID
+	asked haven.Watchdog
+	at    time.Time
 }
 
 // dogAck is when a host's report was answered last, or at least taken.
@@ -32,7 +41,7 @@ type dogAck struct {
 }
 
 func newDogs() *dogs {
-	return &dogs{acked: map[haven.HostID]dogAck{}, doubts: map[haven.HostID]bool{}, turns: map[haven.HostID]chan struct{}{}}
+	return &dogs{acked: map[haven.HostID]dogAck{}, doubts: map[haven.HostID]bool{}, turns: map[haven.HostID]chan struct{}{}, refused: map[haven.HostID]dogRefusal{}}
 }
 
 // answered notes that a host may have life from this moment: before the answer
@@ -83,6 +92,20 @@ func (d *dogs) settle(host haven.HostID, doubt bool) {
 	d.doubts[host] = doubt
 }
 
+// refuses says whether the ledger refused a host just this lately.
+func (d *dogs) refuses(r *client.Report, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	no, ok := d.refused[r.Host]
+	return ok && no.boot == r.Boot && no.asked.Equal(r.Watchdog) && now.Sub(no.at) < rejectionFor
+}
+
+func (d *dogs) refuse(r *client.Report, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refused[r.Host] = dogRefusal{r.Boot, r.Watchdog, now}
+}
+
 // errOutdated is returned for a report that a newer one overtook.
 var errOutdated = fmt.Errorf("a newer report came before this one: %w", haven.ErrUnavailable)
 
@@ -103,15 +126,19 @@ func (a *Agent) declare(ctx context.Context, m *mastery, r *client.Report) error
 	if a.reign.Load() != m {
 		return fmt.Errorf("declare the watchdog of %s: %w", r.Host, haven.ErrNotMaster)
 	}
-	same := false
+	same, equal := false, false
 	a.ledger.View(func(s *ledger.State, _ ledger.Position) {
 		h := s.Hosts[r.Host]
+		equal = h != nil && h.Boot == r.Boot && h.Watchdog.Equal(r.Watchdog)
 		// What the host asked for in between may be on its way yet: then the ledger must
 		// know that this is later.
-		same = h != nil && h.Boot == r.Boot && h.Watchdog.Equal(r.Watchdog) && h.WatchdogAsked >= r.WatchdogSince
+		same = equal && h.WatchdogAsked >= r.WatchdogSince
 	})
 	if same && !a.dogs.doubt(m, r.Host) {
 		return nil
+	}
+	if !equal && a.dogs.refuses(r, time.Now()) {
+		return nil // The answer shows that the ledger has something else.
 	}
 	a.dogs.settle(r.Host, true)
 	words, err := a.commit(ctx, ledger.DeclareWatchdog{
@@ -121,7 +148,10 @@ func (a *Agent) declare(ctx context.Context, m *mastery, r *client.Report) error
 		return fmt.Errorf("declare the watchdog of %s: %w", r.Host, err)
 	}
 	a.dogs.settle(r.Host, false)
-	if words[0] == nil {
+	if words[0] != nil {
+		a.dogs.refuse(r, time.Now())
+		a.log.Log(ctx, a.quiet.level("watchdog/"+string(r.Host)), "the ledger does not take what a host promises about its watchdog", "host", r.Host, "why", words[0])
+	} else {
 		a.log.Info("watchdog declared", "host", r.Host, "boot", r.Boot, "bound", r.Watchdog.Bound, "stores", r.Watchdog.Stores)
 	}
 	return nil

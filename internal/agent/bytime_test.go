@@ -115,6 +115,32 @@ func TestReportThatComesAfterAChangeOfMaster(t *testing.T) {
 	}
 }
 
+// TestRefusedPromiseIsNotAskedAgain: a promise that the ledger does not take, such as
+// that of a boot which is proved dead and reports, fills the log with no entries.
+func TestRefusedPromiseIsNotAskedAgain(t *testing.T) {
+	a := run(t, partsWith(t, 76, 1))
+	for !a.isMaster() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	eventually(t, "the agent to be registered", a.told)
+	const many = uint64(1) << 40 // above what the agent's own reports count
+	index := a.ledgerIndex()
+	for n := range uint64(10) {
+		ack, err := a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many + n, WatchdogSince: many, Watchdog: haven.Watchdog{Bound: time.Second}})
+		if err != nil || ack.Watchdog.Armed() {
+			t.Fatalf("%+v, %v", ack, err)
+		}
+	}
+	if n := a.ledgerIndex() - index; n == 0 || n > 3 {
+		t.Errorf("%d entries for 10 reports", n)
+	}
+	// Something else is asked at once.
+	w := haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}
+	if ack, err := a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many + 20, WatchdogSince: many + 20, Watchdog: w}); err != nil || !ack.Watchdog.Equal(w) {
+		t.Errorf("%+v, %v", ack, err)
+	}
+}
+
 // TestAskedSince: a report says with which one its host began to ask for what it asks.
 func TestAskedSince(t *testing.T) {
 	k := &dog{}
