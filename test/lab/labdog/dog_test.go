@@ -1,6 +1,7 @@
 package labdog
 
 import (
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -10,20 +11,20 @@ import (
 const timeout = 10 * time.Second
 
 // bench runs a test of a device that expires into a counter.
-func bench(t *testing.T, test func(t *testing.T, d *dog, fired *int)) {
+func bench(t *testing.T, test func(t *testing.T, d *dog, fired *atomic.Int32)) {
 	synctest.Test(t, func(t *testing.T) {
-		fired := 0
-		d := newDog(Limits{Min: time.Second, Max: time.Minute}, timeout, func() { fired++ })
+		var fired atomic.Int32
+		d := newDog(Limits{Min: time.Second, Max: time.Minute}, timeout, func() { fired.Add(1) })
 		test(t, d, &fired)
 		d.cutPower()
 	})
 }
 
 // after lets time pass and says how often the device had fired by then.
-func after(d time.Duration, fired *int) int {
+func after(d time.Duration, fired *atomic.Int32) int {
 	time.Sleep(d)
 	synctest.Wait()
-	return *fired
+	return int(fired.Load())
 }
 
 func mustOpen(t *testing.T, d *dog) *handle {
@@ -36,7 +37,7 @@ func mustOpen(t *testing.T, d *dog) *handle {
 }
 
 func TestDogExpiresOnceUnlessPetted(t *testing.T) {
-	bench(t, func(t *testing.T, d *dog, fired *int) {
+	bench(t, func(t *testing.T, d *dog, fired *atomic.Int32) {
 		h := mustOpen(t, d)
 		for range 5 {
 			if n := after(timeout-time.Millisecond, fired); n != 0 {
@@ -56,7 +57,7 @@ func TestDogExpiresOnceUnlessPetted(t *testing.T) {
 }
 
 func TestDogIsOpenedOnce(t *testing.T) {
-	bench(t, func(t *testing.T, d *dog, _ *int) {
+	bench(t, func(t *testing.T, d *dog, _ *atomic.Int32) {
 		h := mustOpen(t, d)
 		if _, errno := d.open(); errno != syscall.EBUSY {
 			t.Errorf("a second open: %v, want EBUSY", errno)
@@ -81,7 +82,7 @@ func TestDogStopsByMagicAlone(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			bench(t, func(t *testing.T, d *dog, fired *int) {
+			bench(t, func(t *testing.T, d *dog, fired *atomic.Int32) {
 				d.nowayout = tt.nowayout
 				h := mustOpen(t, d)
 				for _, w := range tt.writes {
@@ -104,7 +105,7 @@ func TestDogStopsByMagicAlone(t *testing.T) {
 }
 
 func TestDogAfterAPowerCut(t *testing.T) {
-	bench(t, func(t *testing.T, d *dog, fired *int) {
+	bench(t, func(t *testing.T, d *dog, fired *atomic.Int32) {
 		old := mustOpen(t, d)
 		d.cutPower()
 		if n := after(time.Hour, fired); n != 0 {
@@ -122,7 +123,7 @@ func TestDogAfterAPowerCut(t *testing.T) {
 }
 
 func TestDogTimeouts(t *testing.T) {
-	bench(t, func(t *testing.T, d *dog, fired *int) {
+	bench(t, func(t *testing.T, d *dog, fired *atomic.Int32) {
 		h := mustOpen(t, d)
 		for _, bad := range []time.Duration{0, time.Hour} {
 			if errno := h.setTimeout(bad); errno != syscall.EINVAL {
