@@ -54,7 +54,7 @@ const (
 	HoldStoppedRunning = "owner-unproved"  // the owner is neither proved dead nor says that the VM is gone
 	HoldNoQuorum       = "no-quorum"       // an agent sees half of the hosts or more, and no master
 	HoldFlapping       = "flapping"        // the host fell from health too often: it is given no VMs
-	HoldIdentity       = "wrong-device"    // a fence device seems to be another host's
+	HoldIdentity       = "wrong-device"    // a fence device seems to be another host's, or is distrusted
 	HoldRelease        = "awaits-release"  // the host was fenced: it is given no VMs until it is released
 )
 

@@ -59,9 +59,14 @@ func (c DoubtDevices) apply(s *State, _ Position) error {
 }
 
 // Blocked says why no power command may be sent to a host's devices: one of them
-// seems to be another host's. It is empty when nothing speaks against it.
+// seems to be another host's, or is distrusted. Its word would be no proof then,
+// and the command may meet a host that is well: mostly two addresses were
+// exchanged. It is empty when nothing speaks against a command.
 func (p PowerTrust) Blocked() string {
 	var whys []string
+	if p.Distrust != "" {
+		whys = append(whys, "its fence device is distrusted: "+p.Distrust)
+	}
 	for _, d := range p.Doubts {
 		whys = append(whys, "device "+d.Device+": "+d.Why)
 	}

@@ -100,14 +100,24 @@ func TestFencedHostWaits(t *testing.T) {
 // P2: a host of which a device seems to be another host's is not powered off, by no
 // master, before that is resolved; nothing of this is silent.
 func TestWrongDeviceIsNotFenced(t *testing.T) {
+	doubt := ledger.DoubtDevices{Host: "a", Doubts: []ledger.DeviceDoubt{{Device: "bmc", GUID: "ff00", Why: "its GUID ff00 is not the UUID a123 of a"}}}
+	distrust := ledger.LearnPower{Host: "a", GUID: "a123", Distrust: "it said off while the host lived on"}
+	t.Run("doubted", func(t *testing.T) {
+		wrongDeviceIsNotFenced(t, doubt, "device bmc: its GUID ff00 is not the UUID a123 of a")
+	})
+	t.Run("distrusted", func(t *testing.T) {
+		wrongDeviceIsNotFenced(t, distrust, "its fence device is distrusted: it said off while the host lived on")
+	})
+}
+
+func wrongDeviceIsNotFenced(t *testing.T, lesson ledger.Command, why string) {
 	w, logged := watched()
 	w.script(t, "cluster a b c", "vm web a", "run 1s")
-	doubt := ledger.DoubtDevices{Host: "a", Doubts: []ledger.DeviceDoubt{{Device: "bmc", GUID: "ff00", Why: "its GUID ff00 is not the UUID a123 of a"}}}
-	if err := w.apply(doubt); err != nil {
+	if err := w.apply(lesson); err != nil {
 		t.Fatal(err)
 	}
 	w.script(t, "run 1s")
-	if logged("alarm fence-device-mismatch: device bmc: its GUID ff00 is not the UUID a123 of a") != 1 {
+	if logged("alarm fence-device-mismatch: "+why) != 1 {
 		t.Error("nobody was told before it was needed")
 	}
 	w.script(t, "silent a", "verdict a failed", "run 1m", "master", "run 10m")
