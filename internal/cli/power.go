@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -96,15 +97,20 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 		}
 	}
 	var bad []string
-	for _, name := range hosts {
-		good, err := a.askPowerOf(s, f, action, name, act)
-		if err != nil && len(hosts) == 1 {
-			return err
+	answers := askAll(s, f, action, hosts, act)
+	for i, name := range hosts {
+		answer := <-answers[i]
+		if answer.err != nil && len(hosts) == 1 {
+			return answer.err
 		}
-		if err != nil {
-			a.wrapped("", oneLine(fmt.Sprintf("%s: %v", name, err)))
+		if answer.err != nil {
+			a.wrapped("", oneLine(fmt.Sprintf("%s: %v", name, answer.err)))
+		} else if a.json() {
+			a.printRaw(answer.doc)
+		} else {
+			a.showPower(answer.FenceAnswer)
 		}
-		if !good {
+		if !answer.good() {
 			bad = append(bad, name)
 		}
 	}
@@ -114,26 +120,50 @@ func (a *app) askPower(cmd *cobra.Command, f *actFlags, action haven.FenceAction
 	return nil
 }
 
-// askPowerOf asks for the action of one host, and says whether it went well.
-func (a *app) askPowerOf(s *session, f *actFlags, action haven.FenceAction, name string, act client.Act) (bool, error) {
+// powerAnswer is what came of an action on one host.
+type powerAnswer struct {
+	client.FenceAnswer
+	doc json.RawMessage
+	err error
+}
+
+// good says whether it went well.
+func (p powerAnswer) good() bool {
+	return p.err == nil && p.Status != "failed" && (p.Action != haven.ActionTest || sound(p.Devices))
+}
+
+// askedAtOnce is how many hosts are asked at once: boards that are dead take
+// seconds each, and all together have one time limit.
+const askedAtOnce = 16
+
+// askAll asks for the action of several hosts at once. Each answer comes on the
+// channel of its host.
+func askAll(s *session, f *actFlags, action haven.FenceAction, hosts []string, act client.Act) []chan powerAnswer {
+	answers := make([]chan powerAnswer, len(hosts))
+	slots := make(chan struct{}, askedAtOnce)
+	for i, name := range hosts {
+		answers[i] = make(chan powerAnswer, 1)
+		go func() {
+			slots <- struct{}{}
+			answers[i] <- askPowerOf(s, f, action, name, act)
+			<-slots
+		}()
+	}
+	return answers
+}
+
+// askPowerOf asks for the action of one host.
+func askPowerOf(s *session, f *actFlags, action haven.FenceAction, name string, act client.Act) powerAnswer {
 	host, err := haven.ParseHostID(name)
 	if err != nil {
-		return false, usageError{err}
+		return powerAnswer{err: usageError{err}}
 	}
 	doc, err := s.post(client.FencePath(host, action), f.signed(act))
 	if err != nil {
-		return false, err
+		return powerAnswer{err: err}
 	}
 	answer, err := decode[client.FenceAnswer](doc)
-	if err != nil {
-		return false, err
-	}
-	if a.json() {
-		a.printRaw(doc)
-	} else {
-		a.showPower(answer)
-	}
-	return answer.Status != "failed" && (answer.Action != haven.ActionTest || sound(answer.Devices)), nil
+	return powerAnswer{answer, doc, err}
 }
 
 // sound says whether each device answered, and would prove a host off.
