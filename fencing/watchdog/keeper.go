@@ -151,6 +151,7 @@ type Keeper struct {
 	life   time.Duration
 	alive  bool                     // there was life
 	stores map[string]time.Duration // the last completed write to each
+	says   map[string]bool          // whether that beat said that the watchdog is armed
 
 	// The record names the process before this one until that is known to be gone.
 	self    Record
@@ -181,7 +182,7 @@ type Keeper struct {
 // only the names of the boot and the process count. A nil want means that the
 // configuration has no watchdog.
 func NewKeeper(now time.Duration, want *Terms, self, left Record) *Keeper {
-	k := &Keeper{want: want, record: left, version: 1, begun: now, declaredAt: now, stores: map[string]time.Duration{}}
+	k := &Keeper{want: want, record: left, version: 1, begun: now, declaredAt: now, stores: map[string]time.Duration{}, says: map[string]bool{}}
 	k.self, k.record.Boot = self, self.Boot
 	if left.Armed {
 		k.life, k.alive = left.Life, true
@@ -318,7 +319,9 @@ func (k *Keeper) binds(w haven.Watchdog) {
 
 // wrote takes in a completed beat.
 func (k *Keeper) wrote(w Wrote) {
-	k.stores[w.Store] = max(k.stores[w.Store], w.Start)
+	if w.Start >= k.stores[w.Store] {
+		k.stores[w.Store], k.says[w.Store] = w.Start, w.Said > 0
+	}
 	if !k.counts(w.Store) {
 		return
 	}
@@ -386,7 +389,8 @@ func (k *Keeper) promise(now time.Duration) haven.Watchdog {
 	}
 	var stores []string
 	for id, at := range k.stores {
-		if now-at <= forgetStore {
+		// One whose last beat is from before the arming would contradict the promise.
+		if now-at <= forgetStore && (k.says[id] || slices.Contains(r.Declared.Stores, id)) {
 			stores = append(stores, id)
 		}
 	}

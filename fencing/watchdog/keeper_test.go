@@ -404,7 +404,7 @@ func armedBench(t *testing.T) *bench {
 	if b.step(Input{Saved: b.out.Version}); b.out.Do != Nothing {
 		t.Fatal("it does something without any sign of life")
 	}
-	b.step(Input{Wrote: []Wrote{{Store: "A", Start: b.now}}})
+	b.step(Input{Wrote: []Wrote{{Store: "A", Start: b.now, Said: b.out.Beat}}})
 	if b.heard(haven.Watchdog{}); b.out.Do != Nothing {
 		t.Fatal("it opens the device before the record of it is saved")
 	}
@@ -416,7 +416,10 @@ func armedBench(t *testing.T) *bench {
 		t.Fatalf("%+v, want the timeout to be set before anything is declared", b.out)
 	}
 	b.step(Input{Done: Done{Action: SetTimeout, Timeout: 4 * time.Second}})
-	if b.step(Input{}); b.out.Declare.Armed() || len(b.out.Record.Standing) != 1 {
+	if b.step(Input{Wrote: []Wrote{{Store: "A", Start: b.now}}}); len(b.out.Record.Standing) != 0 {
+		t.Fatal("it promises by a store on which its latest beat says that nothing is armed")
+	}
+	if b.step(Input{Wrote: []Wrote{{Store: "A", Start: b.now, Said: b.out.Beat}}}); b.out.Declare.Armed() || len(b.out.Record.Standing) != 1 {
 		t.Fatal("it asks for a promise that the next process would not know of")
 	}
 	want := haven.Watchdog{Bound: 18 * time.Second, Stores: []string{"A"}}
@@ -435,7 +438,7 @@ func TestArmFirstThenDeclare(t *testing.T) { armedBench(t) }
 func TestUndeclaredStoreIsNoLife(t *testing.T) {
 	b := armedBench(t)
 	b.now += 5 * time.Second
-	b.step(Input{Wrote: []Wrote{{Store: "B", Start: b.now}}, Saved: b.out.Version})
+	b.step(Input{Wrote: []Wrote{{Store: "B", Start: b.now, Said: b.out.Beat}}, Saved: b.out.Version})
 	b.do(0)
 	want := haven.Watchdog{Bound: 18 * time.Second, Stores: []string{"A", "B"}}
 	if !b.out.Declare.Equal(want) || b.out.Life >= b.now {
@@ -444,7 +447,7 @@ func TestUndeclaredStoreIsNoLife(t *testing.T) {
 	b.heard(want)
 	b.do(0)
 	b.now += time.Second
-	if b.step(Input{Wrote: []Wrote{{Store: "B", Start: b.now}}}); b.out.Life != b.now {
+	if b.step(Input{Wrote: []Wrote{{Store: "B", Start: b.now, Said: b.out.Beat}}}); b.out.Life != b.now {
 		t.Errorf("life at %s of %s after the ledger has it", b.out.Life, b.now)
 	}
 }
