@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -45,6 +46,9 @@ func Serve(o Options) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", o.Mount, err)
 	}
+	if err := keepFromChildren("/dev/fuse"); err != nil {
+		return errors.Join(err, server.Unmount())
+	}
 	if err := os.Remove(o.Control); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return errors.Join(fmt.Errorf("remove old control socket: %w", err), server.Unmount())
 	}
@@ -58,6 +62,26 @@ func Serve(o Options) error {
 	_ = l.Close()
 	<-ended
 	d.cutPower()
+	return nil
+}
+
+// keepFromChildren marks what this process has open at a path to be closed in the
+// programs that it starts. Expired may boot the host, whose processes would hold
+// the connection to the kernel open then: one that has the device open waits, at
+// its end, for an answer that nobody gives, and the connection does not end while
+// that process has it.
+func keepFromChildren(path string) error {
+	const open = "/proc/self/fd"
+	all, err := os.ReadDir(open)
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	for _, e := range all {
+		fd, err := strconv.Atoi(e.Name())
+		if to, _ := os.Readlink(open + "/" + e.Name()); err == nil && to == path {
+			syscall.CloseOnExec(fd)
+		}
+	}
 	return nil
 }
 
