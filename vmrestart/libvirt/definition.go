@@ -32,8 +32,9 @@ type Parsed struct {
 	MemoryMiB uint64 // what it may use at most, rounded up
 	VCPUs     int
 	Disks     []Disk // with a source
-	// Fixed tells why the VM cannot be moved to another host. Empty is movable.
-	Fixed []string
+	// Fixed tells why the VM cannot be moved to another host, as far as the
+	// definition alone shows.
+	Fixed []haven.Obstacle
 	tpm   bool
 }
 
@@ -69,6 +70,7 @@ func Parse(xml []byte) (Parsed, error) {
 	if d.Devices != nil {
 		p.devices(d.Devices)
 	}
+	p.commandLine(d.QEMUCommandline)
 	return p, nil
 }
 
@@ -92,23 +94,7 @@ func (p *Parsed) devices(d *libvirtxml.DomainDeviceList) {
 	for i := range d.Disks {
 		p.disk(&d.Disks[i])
 	}
-	for range d.Hostdevs {
-		p.Fixed = append(p.Fixed, "it uses a device of this host (hostdev)")
-		break
-	}
-	for i := range d.Interfaces {
-		if s := d.Interfaces[i].Source; s != nil && (s.Hostdev != nil || s.VDPA != nil) {
-			p.Fixed = append(p.Fixed, "a network interface is a device of this host")
-			break
-		}
-	}
-	for i := range d.TPMs {
-		p.tpm = true
-		if b := d.TPMs[i].Backend; b != nil && (b.Passthrough != nil || b.Emulator != nil) {
-			p.Fixed = append(p.Fixed, "the state of its TPM is on this host")
-			break
-		}
-	}
+	p.obstacles(d)
 }
 
 func (p *Parsed) disk(d *libvirtxml.DomainDisk) {
@@ -138,6 +124,7 @@ func (p *Parsed) disk(d *libvirtxml.DomainDisk) {
 		return // An empty drive.
 	}
 	p.Disks = append(p.Disks, out)
+	p.localDisk(d, out.Target)
 }
 
 // mebibytes converts an amount in one of libvirt's units, rounding up.
