@@ -12,8 +12,6 @@ import (
 	"github.com/haven-ha/haven"
 )
 
-func ptr(n int) *int { return &n }
-
 func TestPolicyValidate(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	tests := []struct {
@@ -27,24 +25,37 @@ func TestPolicyValidate(t *testing.T) {
 			Priority: haven.PriorityOff, AllowedHosts: []haven.HostID{"a", "b"}, PreferredHosts: []haven.HostID{"b"},
 			Groups:          []haven.Group{{Name: "g", Rule: haven.KeepApart, Strength: haven.GroupStrict}, {Name: "h", Rule: haven.KeepTogether}},
 			StartAfter:      []haven.StartAfter{{VM: "x y"}, {VM: "z", Ready: "tcp:65535", TimeoutS: 86400}, {VM: "w", Ready: "delay:600"}},
-			RestartsInPlace: ptr(0), StorageLost: haven.StorageLostRestart, Isolation: haven.IsolationPowerOff, IOError: haven.IOErrorResume,
+			RestartsInPlace: new(0), StorageLost: haven.StorageLostRestart, Isolation: haven.IsolationPowerOff, IOError: haven.IOErrorResume,
 		}, nil},
 		{"words", haven.Policy{Priority: "urgent", StorageLost: "a", Isolation: "b", IOError: "c"}, []string{
 			`priority: "urgent" is not one of highest, high, medium, low, lowest, off`, `storage_lost: "a" is not one of report, restart-elsewhere`,
-			`isolation: "b" is not one of leave, shutdown, power-off`, `io_error: "c" is not one of report, resume, restart`}},
-		{"restarts below zero", haven.Policy{RestartsInPlace: ptr(-1)}, []string{"restarts_in_place: -1 is not from 0 to 100"}},
-		{"many restarts", haven.Policy{RestartsInPlace: ptr(101)}, []string{"restarts_in_place: 101"}},
+			`isolation: "b" is not one of leave, shutdown, power-off`, `io_error: "c" is not one of report, resume, restart`,
+		}},
+		{"restarts below zero", haven.Policy{RestartsInPlace: new(-1)}, []string{"restarts_in_place: -1 is not from 0 to 100"}},
+		{"many restarts", haven.Policy{RestartsInPlace: new(101)}, []string{"restarts_in_place: 101"}},
 		{"hosts", haven.Policy{AllowedHosts: []haven.HostID{"A", "b", "b"}, PreferredHosts: []haven.HostID{"c"}}, []string{
-			`allowed_hosts[0]: host name "A"`, "allowed_hosts[2]: b is named twice", "preferred_hosts[0]: c is not among the allowed hosts"}},
+			`allowed_hosts[0]: host name "A"`, "allowed_hosts[2]: b is named twice", "preferred_hosts[0]: c is not among the allowed hosts",
+		}},
 		{"many hosts", haven.Policy{AllowedHosts: make([]haven.HostID, 257)}, []string{"allowed_hosts: 257 hosts, at most 256"}},
 		{"groups", haven.Policy{Groups: []haven.Group{{Name: "a b"}, {Name: "g", Rule: "near", Strength: "firm"}, {Name: "g", Rule: haven.KeepApart}}}, []string{
-			`groups[0].name: "a b"`, "groups[0].rule: is missing", `groups[1].rule: "near"`, `groups[1].strength: "firm"`, "groups[2].name: g is named twice"}},
+			`groups[0].name: "a b"`, "groups[0].rule: is missing", `groups[1].rule: "near"`, `groups[1].strength: "firm"`, "groups[2].name: g is named twice",
+		}},
 		{"many groups", haven.Policy{Groups: make([]haven.Group, 33)}, []string{"groups: 33 groups"}},
 		{"start after", haven.Policy{StartAfter: []haven.StartAfter{
-			{VM: ""}, {VM: "a", Ready: "booted"}, {VM: "a"}, {VM: long}, {VM: "a\nb"}, {VM: " c"}, {VM: "d", TimeoutS: -1}, {VM: "e", TimeoutS: 86401},
-			{VM: "f", Ready: "delay:601"}, {VM: "\xff"}}}, []string{
+			{VM: ""},
+			{VM: "a", Ready: "booted"},
+			{VM: "a"},
+			{VM: long},
+			{VM: "a\nb"},
+			{VM: " c"},
+			{VM: "d", TimeoutS: -1},
+			{VM: "e", TimeoutS: 86401},
+			{VM: "f", Ready: "delay:601"},
+			{VM: "\xff"},
+		}}, []string{
 			`start_after[0].vm: "" is empty`, `start_after[1].ready: "booted" is not one of running, guest-agent, tcp:PORT, delay:SECONDS`, "start_after[2].vm: a is named twice",
-			"start_after[3].vm", "start_after[4].vm", "start_after[5].vm", "start_after[6].timeout_s: -1", "start_after[7].timeout_s: 86401", "start_after[8].timeout_s: 600 s are over before the delay of 601 s is", "start_after[9].vm"}},
+			"start_after[3].vm", "start_after[4].vm", "start_after[5].vm", "start_after[6].timeout_s: -1", "start_after[7].timeout_s: 86401", "start_after[8].timeout_s: 600 s are over before the delay of 601 s is", "start_after[9].vm",
+		}},
 		{"many to wait for", haven.Policy{StartAfter: make([]haven.StartAfter, 65)}, []string{"start_after: 65 VMs"}},
 	}
 	for _, tt := range tests {
@@ -110,7 +121,7 @@ func drawPolicy(t *rapid.T, label string) haven.Policy {
 		PreferredHosts:  maybe(t, label+" preferred", nil, []haven.HostID{}, []haven.HostID{"a"}),
 		Groups:          maybe(t, label+" groups", nil, []haven.Group{}, []haven.Group{{Name: label, Rule: haven.KeepApart}}),
 		StartAfter:      maybe(t, label+" after", nil, []haven.StartAfter{}, []haven.StartAfter{{VM: label}}, []haven.StartAfter{{VM: "v", Ready: "tcp:1", TimeoutS: 5}}),
-		RestartsInPlace: maybe(t, label+" restarts", nil, ptr(0), ptr(5)),
+		RestartsInPlace: maybe(t, label+" restarts", nil, new(0), new(5)),
 		StorageLost:     maybe(t, label+" storage", "", haven.StorageLostReport, haven.StorageLostRestart),
 		Isolation:       maybe(t, label+" isolation", "", haven.IsolationLeave, haven.IsolationPowerOff),
 		IOError:         maybe(t, label+" error", "", haven.IOErrorReport, haven.IOErrorRestart),
@@ -175,10 +186,10 @@ func TestMergePolicies(t *testing.T) {
 
 func TestMergeOverrides(t *testing.T) {
 	metadata := haven.Policy{
-		Priority: haven.PriorityLow, AllowedHosts: []haven.HostID{"a", "b"}, PreferredHosts: []haven.HostID{"a", "b"}, RestartsInPlace: ptr(9),
+		Priority: haven.PriorityLow, AllowedHosts: []haven.HostID{"a", "b"}, PreferredHosts: []haven.HostID{"a", "b"}, RestartsInPlace: new(9),
 		StartAfter: []haven.StartAfter{{VM: "db"}},
 	}
-	got := haven.MergePolicies(metadata, haven.Policy{AllowedHosts: []haven.HostID{"b"}, RestartsInPlace: ptr(0), StartAfter: []haven.StartAfter{}})
+	got := haven.MergePolicies(metadata, haven.Policy{AllowedHosts: []haven.HostID{"b"}, RestartsInPlace: new(0), StartAfter: []haven.StartAfter{}})
 	if got.Priority != haven.PriorityLow || *got.RestartsInPlace != 0 || len(got.StartAfter) != 0 || got.From["start_after"] != haven.PolicyLedger ||
 		!slices.Equal(got.PreferredHosts, []haven.HostID{"b"}) {
 		t.Errorf("MergePolicies() = %+v", got)

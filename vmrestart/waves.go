@@ -140,6 +140,7 @@ func readyAt(now time.Time, vm *WaveVM, r haven.Readiness) (time.Time, bool) {
 	}
 	at := vm.Running
 	switch kind {
+	case haven.ReadyRunning, haven.ReadyDelay:
 	case haven.ReadyAgent:
 		at = vm.Agent
 	case haven.ReadyTCP:

@@ -86,16 +86,25 @@ func TestWaves(t *testing.T) {
 		{"delay over", 15, []WaveVM{waveVM(1, WaveRunning), waveVM(2, WaveQueued, after(1, "delay:10", 60))}, "a2 starts"},
 		{"delay does not begin", 15, []WaveVM{waveVM(1, WaveStarting), waveVM(2, WaveQueued, after(1, "delay:10", 60))}, "a2 waits for a1 (delay:10) until 60"},
 		{"timeout", 60, []WaveVM{waveVM(1, WaveStarting), waveVM(2, WaveQueued, after(1, "", 60))}, "a2 starts without a1: it was not ready (running) within 60 s"},
-		{"a chain", 10, []WaveVM{waveVM(1, WaveQueued), waveVM(2, WaveQueued, after(1, "", 60)), waveVM(3, WaveQueued, after(2, "", 30))},
-			"a1 starts; a2 waits for a1 (running) until 60; a3 waits for a2 (running) until 90"},
-		{"a chain whose first is dead", 60, []WaveVM{waveVM(1, WaveQueued), waveVM(2, WaveQueued, after(1, "", 60)), waveVM(3, WaveQueued, after(2, "", 30))},
-			"a1 starts; a2 starts without a1: it was not ready (running) within 60 s; a3 waits for a2 (running) until 90"},
+		{
+			"a chain", 10,
+			[]WaveVM{waveVM(1, WaveQueued), waveVM(2, WaveQueued, after(1, "", 60)), waveVM(3, WaveQueued, after(2, "", 30))},
+			"a1 starts; a2 waits for a1 (running) until 60; a3 waits for a2 (running) until 90",
+		},
+		{
+			"a chain whose first is dead", 60,
+			[]WaveVM{waveVM(1, WaveQueued), waveVM(2, WaveQueued, after(1, "", 60)), waveVM(3, WaveQueued, after(2, "", 30))},
+			"a1 starts; a2 starts without a1: it was not ready (running) within 60 s; a3 waits for a2 (running) until 90",
+		},
 		{"time counts from when the other may start", 40, []WaveVM{agent, waveVM(2, WaveStarting, after(1, "guest-agent", 60)), waveVM(3, WaveQueued, after(2, "", 35))}, "a3 waits for a2 (running) until 43"},
 		{"user stopped it", 10, []WaveVM{waveVM(1, WaveAbsent), waveVM(2, WaveQueued, after(1, "", 0))}, "a2 starts without a1: nothing starts it"},
 		{"missing", 10, []WaveVM{waveVM(2, WaveQueued, after(1, "", 0))}, "a2 starts without a1: there is no such VM"},
 		{"two of the name", 10, []WaveVM{waveVM(1, WaveQueued), waveVM(2, WaveQueued, after(1, "", 0)), double}, "a1 starts; a2 starts without a1: 2 VMs have this name; say which by its UUID"},
-		{"circle", 10, []WaveVM{waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(1, "", 0)), waveVM(3, WaveQueued, after(2, "", 0))},
-			"a1 starts without a2: they wait for each other; a2 starts without a1: they wait for each other; a3 waits for a2 (running) until 600"},
+		{
+			"circle", 10,
+			[]WaveVM{waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(1, "", 0)), waveVM(3, WaveQueued, after(2, "", 0))},
+			"a1 starts without a2: they wait for each other; a2 starts without a1: they wait for each other; a3 waits for a2 (running) until 600",
+		},
 		{"itself", 10, []WaveVM{waveVM(1, WaveQueued, after(1, "", 0))}, "a1 starts without a1: they wait for each other"},
 		{"priority", 10, []WaveVM{low, high, waveVM(2, WaveQueued)}, "a1 starts; a3 waits for a1 (running) until 600; a2 starts"},
 		{"clock ran backwards", 10, []WaveVM{future, waveVM(2, WaveQueued, after(1, "", 20))}, "a2 waits for a1 (running) until 30; a1 starts"},
@@ -119,10 +128,14 @@ func TestCheckStartAfter(t *testing.T) {
 		{"circle of three", []WaveVM{waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(3, "", 0)), waveVM(3, WaveRunning, after(1, "", 0))}, "a1: each waits for the next: a1, a2, a3, a1"},
 		{"shortest of several", []WaveVM{waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(3, "", 0), after(1, "", 0)), waveVM(3, WaveRunning, after(1, "", 0))}, "a1: each waits for the next: a1, a2, a1"},
 		{"itself", []WaveVM{waveVM(7, WaveQueued, after(7, "", 0))}, "a7: each waits for the next: a7, a7"},
-		{"two circles, one before", []WaveVM{
-			waveVM(5, WaveQueued, after(4, "", 0)), waveVM(4, WaveQueued, after(5, "", 0)), waveVM(3, WaveQueued, after(4, "", 0)),
-			waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(1, "", 0))},
-			"a1: each waits for the next: a1, a2, a1; a4: each waits for the next: a4, a5, a4"},
+		{
+			"two circles, one before",
+			[]WaveVM{
+				waveVM(5, WaveQueued, after(4, "", 0)), waveVM(4, WaveQueued, after(5, "", 0)), waveVM(3, WaveQueued, after(4, "", 0)),
+				waveVM(1, WaveQueued, after(2, "", 0)), waveVM(2, WaveQueued, after(1, "", 0)),
+			},
+			"a1: each waits for the next: a1, a2, a1; a4: each waits for the next: a4, a5, a4",
+		},
 		{"missing", []WaveVM{waveVM(1, WaveQueued, after(2, "", 0))}, `a1: start after "a2": there is no such VM`},
 	}
 	for _, tt := range tests {

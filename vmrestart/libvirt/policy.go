@@ -120,7 +120,7 @@ func (r *policyReader) metadata(e xml.StartElement) error {
 	}
 	r.found = true
 	place := at + "/" + policyElement
-	if err := r.attributes(place, e, func(name, value string) (haven.Policy, error) { return r.setting(name, value) }); err != nil {
+	if err := r.attributes(place, e, r.setting); err != nil {
 		return err
 	}
 	seen := map[string]int{}
