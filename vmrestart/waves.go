@@ -114,8 +114,8 @@ func (g *startGraph) opens(now time.Time, i int, open []time.Time) time.Time {
 	return at
 }
 
-// wait says until when VM i waits along an edge, and whether the end of that is
-// that the other VM is ready.
+// wait says until when VM i waits along an edge, and whether the other VM is
+// ready, or will have been by then.
 func (g *startGraph) wait(now time.Time, i int, e startEdge, open []time.Time) (ready bool, until time.Time) {
 	other := &g.vms[e.to]
 	if other.Phase == WaveAbsent {
@@ -126,10 +126,11 @@ func (g *startGraph) wait(now time.Time, i int, e startEdge, open []time.Time) (
 		from = open[e.to]
 	}
 	end := from.Add(time.Duration(e.after.Timeout()) * time.Second)
-	if at, ok := readyAt(now, other, e.after.Ready); ok && !at.After(end) {
+	at, ok := readyAt(now, other, e.after.Ready)
+	if ok && !at.After(end) {
 		return true, at
 	}
-	return false, end
+	return ok && !at.After(now), end // Too late, but ready all the same.
 }
 
 // readyAt is when a VM became ready, or will be if nothing happens.
