@@ -74,6 +74,9 @@ func TestPlanRules(t *testing.T) {
 		{name: "moved aside for a bound one", vms: []PlanVM{vm("1", 6), {ID: "2", MemoryMiB: 5, Allowed: []haven.HostID{"a"}}}, hosts: []PlanHost{host("a", 8), host("b", 7)}, want: "b a", why: "makes room for 2"},
 		{name: "not moved to where it failed", vms: []PlanVM{{ID: "1", MemoryMiB: 6, Failed: map[haven.HostID]int{"b": 1}}, {ID: "2", MemoryMiB: 5, Allowed: []haven.HostID{"a"}}}, hosts: []PlanHost{host("a", 8), host("b", 7)}, want: "a !capacity"},
 		{name: "change of places", vms: []PlanVM{{ID: "1", MemoryMiB: 6, Last: "a"}, vm("2", 5), vm("3", 3)}, hosts: []PlanHost{host("a", 8), host("b", 6)}, want: "b a a"},
+		{name: "no change of places to where the first failed", vms: []PlanVM{{ID: "1", MemoryMiB: 6, Last: "a", Failed: map[haven.HostID]int{"b": 1}}, vm("2", 5), vm("3", 3)}, hosts: []PlanHost{host("a", 8), host("b", 6)}, want: "a b !capacity"},
+		{name: "no change of places to where the second failed", vms: []PlanVM{{ID: "1", MemoryMiB: 6, Last: "a"}, {ID: "2", MemoryMiB: 5, Failed: map[haven.HostID]int{"a": 1}}, vm("3", 3)}, hosts: []PlanHost{host("a", 8), host("b", 6)}, want: "a b !capacity"},
+		{name: "together where there are CPUs for all", vms: []PlanVM{{ID: "1", VCPUs: 2, Groups: []PlanGroup{strictWith}}, {ID: "2", VCPUs: 2, Groups: []PlanGroup{strictWith}}}, hosts: []PlanHost{{ID: "a", FreeMiB: 9, CPUs: 3}, {ID: "b", FreeMiB: 5, CPUs: 4}}, ratio: 1, want: "b b"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
