@@ -7,36 +7,6 @@ import (
 	"github.com/haven-ha/haven"
 )
 
-// Priority says which VMs are placed first. The zero value is the middle.
-type Priority int8
-
-// The priorities. A VM of a lower one never takes room that one of a higher one
-// could have used.
-const (
-	PriorityOff     Priority = -3 // it is not planned at all
-	PriorityLowest  Priority = -2
-	PriorityLow     Priority = -1
-	PriorityMedium  Priority = 0
-	PriorityHigh    Priority = 1
-	PriorityHighest Priority = 2
-)
-
-func (p Priority) String() string {
-	switch {
-	case p <= PriorityOff:
-		return "off"
-	case p == PriorityLowest:
-		return "lowest"
-	case p == PriorityLow:
-		return "low"
-	case p == PriorityMedium:
-		return "medium"
-	case p == PriorityHigh:
-		return "high"
-	}
-	return "highest"
-}
-
 // PlanGroup is a rule that several VMs share. VMs are in one group when all
 // fields are the same.
 type PlanGroup struct {
@@ -64,7 +34,9 @@ type PlanVM struct {
 	// OverheadMiB is what the VM takes on its host beyond MemoryMiB.
 	OverheadMiB uint64
 	VCPUs       int
-	Priority    Priority
+	// Priority says which VMs are placed first: one of a lower priority never takes
+	// room that one of a higher one could have used. Those that are off are not planned.
+	Priority haven.Priority
 	// Last is the host that ran it last. Among equals it is preferred, because
 	// its disks, networks and caches are known to be there.
 	Last haven.HostID
@@ -153,7 +125,7 @@ func Plan(vms []PlanVM, hosts []PlanHost, limits PlanLimits) []Placement {
 func (p *planner) run() {
 	var left []int
 	for _, v := range p.order {
-		if p.vms[v].Priority <= PriorityOff {
+		if p.vms[v].Priority == haven.PriorityOff {
 			p.placed[v] = Placement{VM: p.vms[v].ID, Hold: haven.HoldActionNone, Why: "its restart priority is off"}
 			continue
 		}

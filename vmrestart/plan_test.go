@@ -263,7 +263,7 @@ func BenchmarkPlan(b *testing.B) {
 	for i := range 1000 {
 		vm := PlanVM{ID: haven.VMID(fmt.Sprintf("vm%04d", i)), MemoryMiB: uint64(512 + i*37%8192), Last: "h000"}
 		vms = append(vms, vm)
-		vm.VCPUs, vm.OverheadMiB, vm.Priority = 1+i%8, 200, Priority(i%5-2)
+		vm.VCPUs, vm.OverheadMiB, vm.Priority = 1+i%8, 200, haven.Priorities()[i%5]
 		vm.MachineType, vm.CPUModel, vm.Networks, vm.Disks = "q35", "EPYC", []string{"lan", fmt.Sprint("vlan", i%20)}, []string{"pool"}
 		vm.Groups = []PlanGroup{{Name: fmt.Sprint("pair", i/2), Apart: i%4 < 2, Strict: i%8 < 4}}
 		vm.Preferred = []haven.HostID{haven.HostID(fmt.Sprintf("h%03d", i%200))}

@@ -59,19 +59,22 @@ func newPlanner(vms []PlanVM, hosts []PlanHost, limits PlanLimits) *planner {
 // sort finds the order of placing: by priority, then large ones first, where VMs
 // of one priority that are to be together count as one.
 func (p *planner) sort() {
-	size, first := slices.Clone(p.need), make([]haven.VMID, len(p.vms))
+	size, first, rank := slices.Clone(p.need), make([]haven.VMID, len(p.vms)), make([]int, len(p.vms))
+	for v := range p.vms {
+		rank[v] = p.vms[v].Priority.Rank()
+	}
 	for v := range p.vms {
 		first[v] = p.vms[v].ID
 		for _, m := range p.mates[v] {
-			if p.vms[m].Priority == p.vms[v].Priority {
+			if rank[m] == rank[v] {
 				size[v] += min(p.need[m], math.MaxUint64-size[v])
 				first[v] = min(first[v], p.vms[m].ID)
 			}
 		}
 	}
 	slices.SortStableFunc(p.order, func(a, b int) int {
-		if p.vms[a].Priority != p.vms[b].Priority {
-			return cmp.Compare(p.vms[b].Priority, p.vms[a].Priority)
+		if rank[a] != rank[b] {
+			return cmp.Compare(rank[a], rank[b])
 		}
 		return cmp.Or(cmp.Compare(size[b], size[a]), cmp.Compare(first[a], first[b]), cmp.Compare(p.need[b], p.need[a]), cmp.Compare(p.vms[a].ID, p.vms[b].ID))
 	})
@@ -229,7 +232,7 @@ func (p *planner) findMates(members [][]int) {
 				continue
 			}
 			for _, m := range members[g] {
-				if m != v && p.vms[m].Priority > PriorityOff && !slices.Contains(p.mates[v], m) {
+				if m != v && p.vms[m].Priority != haven.PriorityOff && !slices.Contains(p.mates[v], m) {
 					p.mates[v] = append(p.mates[v], m)
 				}
 			}

@@ -15,13 +15,12 @@ import (
 )
 
 var (
-	strictApart   = PlanGroup{Name: "db", Apart: true, Strict: true}
-	softApart     = PlanGroup{Name: "web", Apart: true}
-	strictWith    = PlanGroup{Name: "app", Strict: true}
-	softWith      = PlanGroup{Name: "cache"}
-	drawnGroups   = []PlanGroup{strictApart, softApart, strictWith, softWith}
-	drawnNames    = []string{"x", "y"}
-	allPriorities = []Priority{PriorityHighest, PriorityHigh, PriorityMedium, PriorityLow, PriorityLowest, PriorityOff}
+	strictApart = PlanGroup{Name: "db", Apart: true, Strict: true}
+	softApart   = PlanGroup{Name: "web", Apart: true}
+	strictWith  = PlanGroup{Name: "app", Strict: true}
+	softWith    = PlanGroup{Name: "cache"}
+	drawnGroups = []PlanGroup{strictApart, softApart, strictWith, softWith}
+	drawnNames  = []string{"x", "y"}
 )
 
 func TestPlanRules(t *testing.T) {
@@ -37,9 +36,9 @@ func TestPlanRules(t *testing.T) {
 		want  string
 		why   string // part of the first answer
 	}{
-		{name: "priority before size", vms: []PlanVM{vm("1", 8), {ID: "2", MemoryMiB: 2, Priority: PriorityHigh}}, hosts: []PlanHost{host("a", 8)}, want: "!capacity a", why: "a: 6 MiB free, 8 needed"},
-		{name: "lower than the middle comes later", vms: []PlanVM{{ID: "1", MemoryMiB: 8, Priority: PriorityLowest}, vm("2", 2)}, hosts: []PlanHost{host("a", 8)}, want: "!capacity a"},
-		{name: "off", vms: []PlanVM{{ID: "1", Priority: PriorityOff}}, hosts: []PlanHost{host("a", 8)}, want: "!action-none", why: "priority is off"},
+		{name: "priority before size", vms: []PlanVM{vm("1", 8), {ID: "2", MemoryMiB: 2, Priority: haven.PriorityHigh}}, hosts: []PlanHost{host("a", 8)}, want: "!capacity a", why: "a: 6 MiB free, 8 needed"},
+		{name: "lower than the middle comes later", vms: []PlanVM{{ID: "1", MemoryMiB: 8, Priority: haven.PriorityLowest}, vm("2", 2)}, hosts: []PlanHost{host("a", 8)}, want: "!capacity a"},
+		{name: "off", vms: []PlanVM{{ID: "1", Priority: haven.PriorityOff}}, hosts: []PlanHost{host("a", 8)}, want: "!action-none", why: "priority is off"},
 		{name: "overhead", vms: []PlanVM{{ID: "1", MemoryMiB: 7, OverheadMiB: 2}}, hosts: []PlanHost{host("a", 8)}, want: "!capacity", why: "8 MiB free, 9 needed"},
 		{name: "overhead beyond all numbers", vms: []PlanVM{{ID: "1", MemoryMiB: 7, OverheadMiB: ^uint64(0)}}, hosts: []PlanHost{host("a", 8)}, want: "!capacity"},
 		{name: "reserve", vms: []PlanVM{vm("1", 7)}, hosts: []PlanHost{{ID: "a", FreeMiB: 8, ReserveMiB: 2}}, want: "!capacity", why: "6 MiB free"},
@@ -150,7 +149,7 @@ func drawRules(f func(most int) int, mostVMs, mostHosts int) ([]PlanVM, []PlanHo
 	for i := range 1 + f(mostVMs-1) {
 		vm := PlanVM{
 			ID: haven.VMID(fmt.Sprint("vm", i)), MemoryMiB: uint64(1 + f(5)), OverheadMiB: uint64(f(1)), VCPUs: f(2), Last: ids[f(mostHosts-1)],
-			Priority: allPriorities[f(5)], Preferred: some(), Failed: map[haven.HostID]int{ids[f(mostHosts-1)]: f(2)},
+			Priority: haven.Priorities()[f(5)], Preferred: some(), Failed: map[haven.HostID]int{ids[f(mostHosts-1)]: f(2)},
 		}
 		for _, g := range drawnGroups {
 			if one(5) {
@@ -187,7 +186,7 @@ func allows(vms []PlanVM, hosts []PlanHost, limits PlanLimits, at []int) error {
 			mib, cpus, starts = mib+vm.MemoryMiB+vm.OverheadMiB, cpus+vm.VCPUs, starts+1
 			tooMany := vm.VCPUs > 0 && host.CPUs > 0 && limits.VCPURatio > 0 && float64(cpus) > limits.VCPURatio*float64(host.CPUs)
 			switch {
-			case vm.Priority == PriorityOff, host.Refuses != "", lacks(&vm, &host) != "":
+			case vm.Priority == haven.PriorityOff, host.Refuses != "", lacks(&vm, &host) != "":
 				return fmt.Errorf("%s must not be on %s", vm.ID, host.ID)
 			case starts > limits.StartsPerHost, mib > host.FreeMiB, vm.OverheadMiB > 1<<62, tooMany:
 				return fmt.Errorf("%s is too much for %s", vm.ID, host.ID)
@@ -245,7 +244,7 @@ func check(vms []PlanVM, hosts []PlanHost, limits PlanLimits, plan []Placement) 
 			if allows(vms, hosts, limits, at) == nil {
 				return fmt.Errorf("%s was left out (%s), %s is free", vms[i].ID, plan[i].Why, hosts[h].ID)
 			}
-			if !strings.Contains(plan[i].Why, string(hosts[h].ID)+": ") && vms[i].Priority != PriorityOff {
+			if !strings.Contains(plan[i].Why, string(hosts[h].ID)+": ") && vms[i].Priority != haven.PriorityOff {
 				return fmt.Errorf("%s: no word about %s: %s", vms[i].ID, hosts[h].ID, plan[i].Why)
 			}
 		}
@@ -309,7 +308,7 @@ func (a tally) sum() (n int) {
 	return n
 }
 
-func (a *tally) add(p Priority) { a[PriorityHighest-p]++ }
+func (a *tally) add(p haven.Priority) { a[p.Rank()]++ }
 
 // optimum tries every plan there is.
 func optimum(vms []PlanVM, hosts []PlanHost, limits PlanLimits) (best, most tally) {
@@ -350,7 +349,7 @@ func TestPlanQualityWithRules(t *testing.T) {
 		vms, hosts, limits := drawRules(plain(seed), 6, 4)
 		want := 0
 		for _, vm := range vms {
-			if vm.Priority != PriorityOff {
+			if vm.Priority != haven.PriorityOff {
 				want++
 			}
 		}

@@ -114,7 +114,7 @@ func running(hosts []PlanHost, vms []PlanVM) ([]PlanHost, [][]PlanVM) {
 				seen[g] = true
 			}
 		}
-		if vm.Priority > PriorityOff {
+		if vm.Priority != haven.PriorityOff {
 			byHost[vm.Last] = append(byHost[vm.Last], vm)
 			size[vm.Last] += vm.MemoryMiB
 		}

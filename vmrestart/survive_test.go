@@ -29,7 +29,7 @@ func TestSurvives(t *testing.T) {
 		{name: "there is room", hosts: []PlanHost{host("a", 2), host("b", 1)}, vms: []PlanVM{vm("1", "a", 1), vm("2", "b", 2)}, r: 1, want: haven.Yes},
 		{name: "there is not", hosts: []PlanHost{host("a", 2), host("b", 1)}, vms: []PlanVM{vm("1", "a", 2), vm("2", "b", 2)}, r: 1, want: haven.No, worst: "[a] [1] 2 no-plan"},
 		{name: "two at once", hosts: []PlanHost{host("a", 4), host("b", 4), host("c", 3)}, vms: []PlanVM{vm("1", "a", 2), vm("2", "b", 2)}, r: 2, want: haven.No, worst: "[a b] [2] 2 no-plan"},
-		{name: "off counts for nothing", hosts: []PlanHost{host("a", 0), host("b", 0)}, vms: []PlanVM{{ID: "1", Last: "a", MemoryMiB: 1, Priority: PriorityOff}}, r: 1, want: haven.Yes},
+		{name: "off counts for nothing", hosts: []PlanHost{host("a", 0), host("b", 0)}, vms: []PlanVM{{ID: "1", Last: "a", MemoryMiB: 1, Priority: haven.PriorityOff}}, r: 1, want: haven.Yes},
 		{name: "a VM of another place", hosts: []PlanHost{host("a", 0), host("b", 0)}, vms: []PlanVM{vm("1", "z", 2)}, r: 1, want: haven.Yes},
 		{name: "a rule, not memory", hosts: []PlanHost{host("a", 9), host("b", 9)}, vms: []PlanVM{{ID: "1", Last: "a", Groups: []PlanGroup{strictApart}}, {ID: "2", Last: "b", Groups: []PlanGroup{strictApart}}}, r: 1, want: haven.No, worst: "[a] [1] 0 no-plan"},
 		{name: "starts in flight only take time", hosts: []PlanHost{host("a", 9), {ID: "b", FreeMiB: 9, Starting: 99}}, vms: []PlanVM{vm("1", "a", 1), vm("2", "a", 1), vm("3", "a", 1)}, r: 1, want: haven.Yes},
@@ -96,7 +96,7 @@ func TestSurvivesAgainstAllPlans(t *testing.T) {
 					for _, g := range vm.Groups {
 						left[at].Groups[g]++
 					}
-				case slices.Contains(failed, vm.Last) && vm.Priority != PriorityOff:
+				case slices.Contains(failed, vm.Last) && vm.Priority != haven.PriorityOff:
 					down = append(down, vm)
 				}
 			}
