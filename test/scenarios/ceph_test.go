@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,6 +68,7 @@ func TestCeph(t *testing.T) {
 	t.Logf("held: %+v", st.Holds)
 	s.untouched(watched, 1, guests)
 	s.ok(ceph.OSD.Signal(syscall.SIGCONT))
+	s.ok(ceph.WaitOSD(t.Context()))
 	s.whole()
 	s.settled(60 * time.Second)
 	s.noPowerCommands()
@@ -85,6 +87,9 @@ func (s *site) startCeph() *cephtest.Cluster {
 	ceph, err := cephtest.Start(s.t.Context(), cephtest.Config{Netns: s.lab.SeatNetns(), Address: lab.SeatStorageAddress})
 	s.ok(err)
 	s.t.Cleanup(func() {
+		if s.t.Failed() {
+			s.t.Log(ceph.State(context.Background()))
+		}
 		if err := ceph.Close(); err != nil {
 			s.t.Error(err)
 		}

@@ -209,6 +209,22 @@ func (c *Cluster) Ceph(ctx context.Context, args ...string) (string, error) {
 	return c.run(ctx, append([]string{"ceph", "-c", c.Conf(), "--connect-timeout", "10"}, args...)...)
 }
 
+// State tells what the cluster says of itself, and the last lines of its daemons'
+// logs, for a test that failed.
+func (c *Cluster) State(ctx context.Context) string {
+	var all strings.Builder
+	for _, of := range []string{"status", "health"} {
+		out, err := c.Ceph(ctx, of)
+		fmt.Fprintf(&all, "ceph %s: %s %v\n", of, out, err)
+	}
+	logs, _ := filepath.Glob(filepath.Join(c.Dir, "log", "*"))
+	for _, path := range logs {
+		b, err := os.ReadFile(path)
+		fmt.Fprintf(&all, "%s: %v\n%s\n", path, err, b[max(0, len(b)-6000):])
+	}
+	return all.String()
+}
+
 func (c *Cluster) run(ctx context.Context, command ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
