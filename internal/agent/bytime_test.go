@@ -23,9 +23,7 @@ import (
 // master knows of each answer before it leaves.
 func TestAnswersAboutWatchdogs(t *testing.T) {
 	a := run(t, partsWith(t, 71, 1))
-	for !a.isMaster() {
-		time.Sleep(10 * time.Millisecond)
-	}
+	awaitReign(t, a)
 	const many = uint64(1) << 40 // above what the agent's own reports count
 	armed := haven.Watchdog{Bound: 30 * time.Second, Stores: []string{"s1"}}
 	tell := func(n uint64, w haven.Watchdog) (client.Ack, error) {
@@ -82,9 +80,7 @@ func TestAnswersAboutWatchdogs(t *testing.T) {
 // arrives must not hold armed what never was.
 func TestReportThatComesAfterAChangeOfMaster(t *testing.T) {
 	a := run(t, partsWith(t, 73, 1))
-	for !a.isMaster() {
-		time.Sleep(10 * time.Millisecond)
-	}
+	awaitReign(t, a)
 	const many = uint64(1) << 40 // above what the agent's own reports count
 	tell := func(n, since uint64, w haven.Watchdog) (client.Ack, error) {
 		return a.TakeReport(t.Context(), a.d.Host, &client.Report{Identity: a.identity(), Number: many + n, WatchdogSince: many + since, Watchdog: w})
@@ -119,9 +115,7 @@ func TestReportThatComesAfterAChangeOfMaster(t *testing.T) {
 // that of a boot which is proved dead and reports, fills the log with no entries.
 func TestRefusedPromiseIsNotAskedAgain(t *testing.T) {
 	a := run(t, partsWith(t, 76, 1))
-	for !a.isMaster() {
-		time.Sleep(10 * time.Millisecond)
-	}
+	awaitReign(t, a)
 	eventually(t, "the agent to be registered", a.told)
 	const many = uint64(1) << 40 // above what the agent's own reports count
 	index := a.ledgerIndex()

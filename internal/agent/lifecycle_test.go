@@ -334,3 +334,13 @@ func TestEndIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// awaitReign waits until an agent is a master that is ready.
+func awaitReign(t *testing.T, a *Agent) {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); !a.isMaster(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("the agent does not become the master")
+		}
+	}
+}

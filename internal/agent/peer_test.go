@@ -107,9 +107,7 @@ func TestRejectedHostDoesNotFillTheLog(t *testing.T) {
 		}
 	}
 	a := run(t, d)
-	for !a.isMaster() {
-		time.Sleep(10 * time.Millisecond)
-	}
+	awaitReign(t, a)
 	for range 20 {
 		ack, err := a.TakeReport(t.Context(), "kvm-01", &client.Report{Identity: client.Identity{Host: "kvm-01", Boot: "x"}})
 		if err != nil {
